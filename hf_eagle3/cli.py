@@ -1,0 +1,58 @@
+"""The command `hf-eagle3`: a list of commands, each of which lives in the module that does its work.
+
+A command is imported when it is asked for, so that one whose extra is not installed does not stand in the others' way.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+_COMMANDS = {
+    "generate": "hf_eagle3.evaluation.command:generate",
+    "train": "hf_eagle3.training.command:train",
+    "eval": "hf_eagle3.evaluation.command:evaluate",
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Finds its commands by name in `_COMMANDS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, function = _COMMANDS[cmd_name].split(":")
+        command = typer.Typer(add_completion=False)
+        command.command(cmd_name)(getattr(importlib.import_module(module), function))
+        return typer.main.get_command(command)
+
+
+app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _hf_eagle3() -> None:
+    """EAGLE-3 speculative decoding, native to Hugging Face transformers."""
+
+
+def main() -> None:
+    """Runs the command line; what a user can mend is told in a sentence, with its trace if HF_EAGLE3_TRACE is set."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("HF_EAGLE3_TRACE"):
+            raise
+        print(f"hf-eagle3: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

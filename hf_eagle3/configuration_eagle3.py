@@ -1,0 +1,188 @@
+"""Configuration of an EAGLE-3 draft head: its geometry, the target's boundaries it reads, and both vocabularies.
+
+Knows nothing of tensors, files or targets in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import RopeParameters
+
+
+def default_boundaries(num_target_layers: int) -> list[int]:
+    """The boundaries of the official code, `[2, L // 2, L - 3]` for a target of `L` layers (EAGLE-3, section 3.1).
+
+    Raises:
+        ValueError: if the three do not differ, which happens for `L < 7`.
+    """
+    boundaries = [2, num_target_layers // 2, num_target_layers - 3]
+    if num_target_layers < 7:
+        raise ValueError(
+            f"A target of {num_target_layers} layers is too shallow for the default boundaries [2, L // 2, L - 3], "
+            "which need at least 7 layers to differ; pass `target_boundaries=[...]` to choose others."
+        )
+    return boundaries
+
+
+@strict
+class Eagle3Config(PreTrainedConfig):
+    r"""
+    Configuration of an [`Eagle3DraftModel`].
+
+    Args:
+        vocab_size (`int`): Vocabulary of the TARGET. The head's own is `draft_vocab_size`.
+        draft_vocab_size (`int`, *optional*): Tokens the head can propose; defaults to `vocab_size`.
+        hidden_size (`int`): Width of the head.
+        num_hidden_layers (`int`): Decoder layers of the head. The first reads `[embedding ; hidden]`, the rest hidden.
+        target_hidden_size (`int`, *optional*): Width of the target's residual stream; defaults to `hidden_size`.
+        target_boundaries (`list[int]`, *optional*):
+            The captured boundaries, ascending: `b` is the residual stream that enters target layer `b`, that is
+            `hidden_states[b]`. `None` means the official default `[2, L // 2, L - 3]` of the target it meets.
+        num_target_boundaries (`int`): How many boundaries the fusion layer takes.
+        own_embeddings (`bool`): Whether the checkpoint brings token embeddings; else the target's are used.
+        rope_parameters (`dict`, *optional*): RoPE of the head; base 10000 if absent, whatever the target's is.
+
+    ```python
+    >>> from hf_eagle3 import Eagle3Config, Eagle3DraftModel
+    >>> config = Eagle3Config.from_target(target.config, draft_vocab_size=16384)
+    >>> head = Eagle3DraftModel(config)
+    ```
+    """
+
+    model_type = "eagle3"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    default_theta = 10000.0
+
+    vocab_size: int = 32000
+    draft_vocab_size: int | None = None
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 1
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = False
+    rope_parameters: RopeParameters | dict | None = None
+    attention_bias: bool = False
+    attention_dropout: int | float | None = 0.0
+    mlp_bias: bool = False
+    target_hidden_size: int | None = None
+    target_boundaries: list[int] | None = None
+    num_target_boundaries: int | None = None
+    own_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        self.draft_vocab_size = self.draft_vocab_size or self.vocab_size
+        self.target_hidden_size = self.target_hidden_size or self.hidden_size
+        if self.target_boundaries is not None:
+            # Every engine concatenates in layer order, whatever order a config was written in.
+            self.target_boundaries = sorted(self.target_boundaries)
+        if self.num_target_boundaries is None:
+            self.num_target_boundaries = 3 if self.target_boundaries is None else len(self.target_boundaries)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Part of transformers' `@strict` validation: sizes that cannot make a head are refused here."""
+        if self.draft_vocab_size > self.vocab_size:
+            raise ValueError(
+                f"`draft_vocab_size` is {self.draft_vocab_size} but the target's `vocab_size` is {self.vocab_size}; "
+                "a head can only propose the target's tokens, so choose `draft_vocab_size <= vocab_size`."
+            )
+        if self.num_attention_heads % self.num_key_value_heads != 0:
+            raise ValueError(
+                f"`num_attention_heads` is {self.num_attention_heads}, which `num_key_value_heads`="
+                f"{self.num_key_value_heads} does not divide; choose a divisor."
+            )
+        if self.tie_word_embeddings:
+            raise ValueError(
+                "`tie_word_embeddings=True` was given, but a head's output rows are draft tokens and its embeddings "
+                "the target's; set it to False."
+            )
+        boundaries = self.target_boundaries
+        if boundaries is not None and (len(set(boundaries)) != self.num_target_boundaries or min(boundaries) < 0):
+            raise ValueError(
+                f"`target_boundaries` is {boundaries}, but {self.num_target_boundaries} different boundaries >= 0 are "
+                "needed (`num_target_boundaries`)."
+            )
+
+    def boundaries_for(self, num_target_layers: int) -> list[int]:
+        """The boundaries to capture from a target of `num_target_layers` layers, ascending.
+
+        Raises:
+            ValueError: if the target has too few layers for them.
+        """
+        if self.target_boundaries is None:
+            return default_boundaries(num_target_layers)
+        if self.target_boundaries[-1] >= num_target_layers:
+            raise ValueError(
+                f"The head reads boundaries {self.target_boundaries} but the target has {num_target_layers} layers "
+                f"(boundaries 0 to {num_target_layers - 1}); use the target this head was trained for."
+            )
+        return self.target_boundaries
+
+    @classmethod
+    def from_target(
+        cls, target_config: PreTrainedConfig, draft_vocab_size: int | None = None, **overrides: Any
+    ) -> Eagle3Config:
+        """The configuration of a fresh head for any decoder-only target: one decoder layer of the target's geometry.
+
+        Args:
+            target_config: the target's `config`; of a composite model, its text decoder's is read.
+            draft_vocab_size: tokens the head can propose; the whole vocabulary if not given.
+            overrides: any field of this class, which then wins.
+
+        Raises:
+            ValueError: if the target is too shallow for the default boundaries, or fields do not fit together.
+        """
+        text = target_config.get_text_config(decoder=True)
+        heads = text.num_attention_heads
+        fields: dict[str, Any] = {
+            "vocab_size": text.vocab_size,
+            "draft_vocab_size": draft_vocab_size,
+            "hidden_size": text.hidden_size,
+            "intermediate_size": getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+            "num_attention_heads": heads,
+            "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
+            "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
+            "max_position_embeddings": getattr(text, "max_position_embeddings", None) or cls.max_position_embeddings,
+            "rms_norm_eps": getattr(text, "rms_norm_eps", None) or cls.rms_norm_eps,
+            "rope_parameters": _plain_rope(getattr(text, "rope_parameters", None)),
+            "target_hidden_size": text.hidden_size,
+        }
+        # Pipelines compare the special ids of model and assistant.
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            fields[name] = getattr(text, name, None)
+        if overrides.get("target_boundaries") is None:
+            fields["target_boundaries"] = default_boundaries(text.num_hidden_layers)
+        fields.update(overrides)
+        config = cls(**fields)
+        config.boundaries_for(text.num_hidden_layers)
+        return config
+
+
+def _plain_rope(rope: dict[str, Any] | None) -> dict[str, Any] | None:
+    """RoPE of a fresh head: the target's base and scaling, over the whole head dimension, one kind for all layers."""
+    if not rope:
+        return None
+    nested = [entry for entry in rope.values() if isinstance(entry, dict)]
+    plain = dict(rope.get("full_attention") or nested[0]) if nested else dict(rope)
+    plain.pop("partial_rotary_factor", None)
+    if plain.get("rope_type", "default") not in ("default", "linear", "dynamic", "yarn", "llama3"):
+        return {"rope_type": "default", "rope_theta": plain.get("rope_theta", Eagle3Config.default_theta)}
+    return plain
+
+
+__all__ = ["Eagle3Config", "default_boundaries"]

@@ -1,0 +1,221 @@
+"""`hf-eagle3 generate` and `hf-eagle3 eval`: from options to objects, from results to lines.
+
+Typer reads the signatures, and the first paragraphs are the help.
+
+The heavy imports stand inside the functions, so that `hf-eagle3 --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .questions import Question
+    from .speed import Speed, Trial
+    from .timing import Settings
+
+
+class Precision(str, Enum):
+    """The dtypes that a command can load a pair in; `auto` is the checkpoint's own."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Target = Annotated[str | None, typer.Option(help="Hub id or folder of the target; else the embedded SmolLM2.")]
+Head = Annotated[str | None, typer.Option(help="Hub id or folder of the head; else ours for the embedded target.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+Dtype = Annotated[Precision | None, typer.Option(help="Of target and head; see below for the default.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; else cuda where there is one.")]
+Seed = Annotated[int, typer.Option(help="For sampling.")]
+Nodes = Annotated[int | None, typer.Option("--num-assistant-tokens", min=1, help="Draft nodes, root not counted.")]
+Depth = Annotated[int | None, typer.Option("--tree-depth", min=1, help="Drafted levels.")]
+TopK = Annotated[int | None, typer.Option("--tree-top-k", min=1, help="Children of a node, nodes of a level.")]
+
+
+def generate(
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="Each is a chat of its own.")],
+    target: Target = None,
+    head: Head = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Without a head.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Set plain generate beside it.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Temperature = 0.0,
+    dtype: Dtype = None,
+    device: Device = None,
+    seed: Seed = 0,
+    num_assistant_tokens: Nodes = None,
+    tree_depth: Depth = None,
+    tree_top_k: TopK = None,
+) -> None:
+    """Answers questions with a draft head and says what it took.
+
+    The embedded pair is loaded in bfloat16 unless --dtype says otherwise, any other target in its own dtype.
+    """
+    from rich.console import Console
+
+    from .answer import Answer, Speaker
+    from .timing import Settings
+
+    if plain and compare:
+        raise ValueError("--plain and --compare were both given: --compare sets plain generate beside the head's run.")
+    console = Console()
+    settings = Settings(max_new_tokens, temperature, seed, _tree(num_assistant_tokens, tree_depth, tree_top_k))
+    pair = load_pair(target, head, dtype, device, drafting=not plain)
+    speaker = Speaker(*pair, settings, console)
+    answers: list[Answer] = [speaker.answer(question, compare) for question in questions]
+    ratios = [answer.ratio for answer in answers if answer.ratio is not None]
+    if len(ratios) > 1:
+        console.rule(style="dim")
+        console.print(f"{len(ratios)} questions · mean ratio to plain generate {sum(ratios) / len(ratios):.2f}")
+
+
+def evaluate(
+    questions: Annotated[Path, typer.Option(help="A folder of .jsonl files, one object with `turns` a line.")],
+    files: Annotated[list[str] | None, typer.Option(help="Only this file; give it several times for more.")] = None,
+    lossless: Annotated[bool, typer.Option("--lossless", help="Compare tokens in float32, all questions.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each file [10; --lossless: all].")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="[128; --lossless: 64]")] = None,
+    lookup: Annotated[bool, typer.Option("--lookup", help="Also time transformers' prompt lookup.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures and their provenance here.")] = None,
+    target: Target = None,
+    head: Head = None,
+    temperature: Temperature = 0.0,
+    dtype: Dtype = None,
+    device: Device = None,
+    seed: Seed = 0,
+    num_assistant_tokens: Nodes = None,
+    tree_depth: Depth = None,
+    tree_top_k: TopK = None,
+) -> None:
+    """Measures acceptance length and the wall-clock ratio to plain generate, file by file; or checks the tokens.
+
+    Every question is answered plain and drafted, one right after the other, in turns. The embedded pair is loaded in
+    bfloat16, with --lossless in float32. Ends with status 1 if a drafted answer differs from the plain one by more
+    than rounding.
+    """
+    from rich.console import Console
+
+    from .questions import read_questions
+    from .timing import Settings
+
+    if lossless and temperature > 0:
+        raise ValueError(f"--lossless compares tokens and needs temperature 0, not {temperature}.")
+    asked = read_questions(questions, files, limit if limit or lossless else 10)
+    length = max_new_tokens or (64 if lossless else 128)
+    settings = Settings(length, temperature, seed, _tree(num_assistant_tokens, tree_depth, tree_top_k))
+    precision = dtype or (Precision.float32 if lossless else None)
+    pair = load_pair(target, head, precision, device, drafting=True)
+    console = Console()
+    trials = _measure_all(pair, asked, settings, lookup, console)
+    _report(trials, pair, settings, lossless, json, console)
+    if any(trial.verdict is not None and not trial.verdict.lossless for trial in trials):
+        raise typer.Exit(1)
+
+
+def load_pair(
+    target: str | None, head: str | None, dtype: Precision | None, device: str | None, drafting: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None]:
+    """Target, tokenizer and head (None unless `drafting`), on `device`.
+
+    Raises:
+        ValueError: a target of the user's own is to draft, and no head was named for it.
+    """
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from hf_eagle3 import embedded
+
+    own_target = target not in (None, embedded.TARGET_ID)
+    if own_target and drafting and head is None:
+        raise ValueError(f"Target {target} came without a head: give --head with its Hub id or folder, or --plain.")
+    logging.disable_progress_bar()
+    precision = (dtype or (Precision.auto if target else Precision.bfloat16)).value
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if target is None:
+        model, tokenizer = embedded.load(precision, place)
+    else:
+        named: Any = AutoModelForCausalLM.from_pretrained(target, dtype=precision)
+        model = named.to(place).eval()
+        tokenizer = AutoTokenizer.from_pretrained(target)
+    if not drafting:
+        return model, tokenizer, None
+    if head is None:
+        return model, tokenizer, embedded.load_head(model.dtype, place)
+    loaded: Any = AutoModel.from_pretrained(head, dtype=model.dtype)
+    return model, tokenizer, loaded.to(place).eval()
+
+
+def _tree(num_assistant_tokens: int | None, tree_depth: int | None, tree_top_k: int | None) -> dict[str, int]:
+    """The knobs that were given; the head's own hold for the others."""
+    knobs = {"num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth, "tree_top_k": tree_top_k}
+    return {name: value for name, value in knobs.items() if value is not None}
+
+
+def _measure_all(
+    pair: tuple[Any, Any, Any], asked: dict[str, list[Question]], settings: Settings, lookup: bool, console: Console
+) -> list[Trial]:
+    from rich.progress import Progress
+
+    from .speed import measure
+
+    model, tokenizer, head = pair
+    questions = [question for of_file in asked.values() for question in of_file]
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("questions", total=len(questions))
+        return measure(model, tokenizer, head, questions, settings, lookup, lambda _: progress.advance(task))
+
+
+def _report(
+    trials: list[Trial],
+    pair: tuple[Any, Any, Any],
+    settings: Settings,
+    lossless: bool,
+    json: Path | None,
+    console: Console,
+) -> None:
+    from . import report
+    from .speed import summarise
+
+    names = list(dict.fromkeys(trial.question.file for trial in trials))
+    rows = [summarise(name, [trial for trial in trials if trial.question.file == name]) for name in names]
+    rows.append(summarise("all", trials))
+    show = _show_agreement if lossless else _show_speed
+    show(trials, rows, console)
+    model = pair[0]
+    console.print(f"{report.cpu_model()}, {model.device}, {str(model.dtype).removeprefix('torch.')}", highlight=False)
+    if json is not None:
+        asked = {**dataclasses.asdict(settings), "dtype": str(model.dtype), "device": str(model.device)}
+        files = [dataclasses.asdict(row) for row in rows]
+        answers = [report.trial_record(trial) for trial in trials]
+        report.write_json(json, {"provenance": report.provenance(asked), "files": files, "questions": answers})
+
+
+def _show_speed(trials: list[Trial], rows: list[Speed], console: Console) -> None:
+    from . import report
+
+    console.print(report.speed_table(rows))
+    ratios = [row.ratio for row in rows[:-1]]
+    mean = sum(ratios) / len(ratios)
+    console.print(f"mean of the files' ratios {mean:.2f}, lowest {min(ratios):.2f}", highlight=False)
+
+
+def _show_agreement(trials: list[Trial], rows: list[Speed], console: Console) -> None:
+    from . import report
+
+    for trial in trials:
+        if trial.verdict is not None and not trial.verdict.identical:
+            console.print(f"{trial.question.file} {trial.question.name}: {trial.verdict}", highlight=False)
+    verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
+    console.print(report.lossless_line(verdicts, rows[-1].acceptance_length), highlight=False)

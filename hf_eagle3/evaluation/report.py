@@ -1,0 +1,143 @@
+"""Reports: a table for the reader, a JSON file with its provenance for the record."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from .lossless import Verdict
+from .speed import Speed, Trial
+
+_PACKAGES = ("hf-eagle3", "torch", "transformers", "accelerate")
+
+
+def speed_table(rows: Sequence[Speed]) -> Table:
+    """One row a file; the prompt-lookup column is there when it was measured."""
+    lookup = any(row.lookup_ratio is not None for row in rows)
+    table = Table(caption="acceptance length: tokens per verification, bonus included; ratio: tokens/s over plain's")
+    table.add_column("file")
+    for heading in ("questions", "acceptance length", "ratio", "quartiles", "ratio of totals"):
+        table.add_column(heading, justify="right")
+    if lookup:
+        table.add_column("prompt lookup", justify="right")
+    table.add_column("identical", justify="right")
+    for row in rows:
+        table.add_row(*_cells(row, lookup), end_section=row is rows[-2] if len(rows) > 1 else False)
+    return table
+
+
+def lossless_line(verdicts: Sequence[Verdict], acceptance_length: float) -> str:
+    """The outcome of a lossless check in one line: how many agreed, how the others were ruled, at which acceptance."""
+    identical = sum(verdict.identical for verdict in verdicts)
+    ruled = [verdict for verdict in verdicts if not verdict.identical and verdict.lossless]
+    gaps = [verdict.gap for verdict in ruled if verdict.gap is not None]
+    parts = [f"{len(verdicts)} questions", f"{identical} identical"]
+    if ruled:
+        widest = f", widest gap {max(gaps):.2g}" if gaps else ""
+        how = "the same in float64" if ruled[0].equal_in_float64 is not None else "near ties"
+        parts.append(f"{len(ruled)} {how}{widest}")
+    parts.append(f"{sum(not verdict.lossless for verdict in verdicts)} mismatches")
+    return " · ".join([*parts, f"acceptance length {acceptance_length:.2f} (bonus included)"])
+
+
+def trial_record(trial: Trial) -> dict[str, Any]:
+    """One question as plain data; seconds are kept because the provenance beside them names the machine."""
+    runs = {
+        mode: {"tokens": len(run.tokens), "forwards": run.forwards, "seconds": round(run.seconds, 4)}
+        for mode, run in trial.runs.items()
+    }
+    return {
+        "file": trial.question.file,
+        "question": trial.question.name,
+        "acceptance_length": trial.runs["drafted"].acceptance_length,
+        "runs": runs,
+        "verdict": None if trial.verdict is None else asdict(trial.verdict),
+    }
+
+
+def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Machine, versions, commit and settings: what a reader needs to repeat or to doubt a figure."""
+    return {
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": _gpu()},
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "commit": _commit(),
+        "settings": dict(settings),
+    }
+
+
+def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Writes `record` whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def cpu_model() -> str:
+    """The processor's own name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cells(row: Speed, lookup: bool) -> list[str]:
+    cells = [
+        row.name,
+        str(row.questions),
+        f"{row.acceptance_length:.2f}",
+        f"{row.ratio:.2f}",
+        f"{row.low:.2f}-{row.high:.2f}",
+        f"{row.total_ratio:.2f}",
+    ]
+    if lookup:
+        cells.append("" if row.lookup_ratio is None else f"{row.lookup_ratio:.2f}")
+    return [*cells, _agreement(row)]
+
+
+def _agreement(row: Speed) -> str:
+    if not row.identical + row.near_ties + row.mismatches:
+        return "sampled"
+    ties = f" + {row.near_ties} near ties" if row.near_ties else ""
+    return f"{row.identical}{ties}" + (f", {row.mismatches} MISMATCHES" if row.mismatches else "")
+
+
+def _gpu() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the clone that runs, with `-dirty` when files differ from it; None for an installed package."""
+    clone = Path(__file__).resolve().parents[2]
+    if not (clone / ".git").exists():
+        return None
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None

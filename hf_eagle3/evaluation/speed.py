@@ -1,0 +1,133 @@
+"""Paired speed: every question plain and drafted, in the same process, one right after the other.
+
+Only ratios are summarised: seconds belong to one machine at one moment.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .lossless import Judge, Verdict
+from .questions import Question, encode_chat
+from .timing import Run, Settings, run_modes, warm_up
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One question, answered in each mode; `verdict` is None for sampled answers, whose tokens need not agree."""
+
+    question: Question
+    runs: Mapping[str, Run]
+    verdict: Verdict | None
+
+    def ratio(self, mode: str = "drafted") -> float:
+        """Tokens per second of `mode` over those of plain `generate`."""
+        return self.runs[mode].tokens_per_second / self.runs["plain"].tokens_per_second
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the trials of one file, or of all files together, come to.
+
+    Args:
+        acceptance_length: tokens per verification, bonus included, over all verifications.
+        ratio: wall-clock ratio to plain `generate`, the median of the pairs.
+        low, high: the quartiles of the pairs.
+        total_ratio: the same from the sums of tokens and seconds, where long answers weigh more.
+        lookup_ratio: the median ratio of prompt lookup; None when it was not run.
+        identical, near_ties, mismatches: verdicts on the answers; all zero for sampled ones.
+    """
+
+    name: str
+    questions: int
+    acceptance_length: float
+    ratio: float
+    low: float
+    high: float
+    total_ratio: float
+    lookup_ratio: float | None
+    identical: int
+    near_ties: int
+    mismatches: int
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    head: PreTrainedModel,
+    questions: Sequence[Question],
+    settings: Settings,
+    lookup: bool = False,
+    done: Callable[[Trial], None] = lambda trial: None,
+) -> list[Trial]:
+    """Answers each question in each mode, after a warm-up on the first one; `done` hears of each finished trial."""
+    trials: list[Trial] = []
+    judge = Judge(model, head)
+    for turn, question in enumerate(questions):
+        inputs = encode_chat(tokenizer, question.text, model.device)
+        if turn == 0:
+            warm_up(model, head, inputs, settings)
+        trials.append(_try_out(model, head, question, inputs, settings, judge, turn, lookup))
+        done(trials[-1])
+    return trials
+
+
+def summarise(name: str, trials: Sequence[Trial]) -> Speed:
+    """The figures of one row.
+
+    Raises:
+        ValueError: there are no trials.
+    """
+    if not trials:
+        raise ValueError(f"There is no question to summarise for {name}: at least one is needed.")
+    ratios = [trial.ratio() for trial in trials]
+    low, high = _quartiles(ratios)
+    lengths = [length for trial in trials for length in trial.runs["drafted"].acceptance_lengths]
+    verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
+    with_lookup = [trial.ratio("lookup") for trial in trials if "lookup" in trial.runs]
+    return Speed(
+        name=name,
+        questions=len(trials),
+        acceptance_length=sum(lengths) / len(lengths) if lengths else 1.0,
+        ratio=statistics.median(ratios),
+        low=low,
+        high=high,
+        total_ratio=_overall_rate(trials, "drafted") / _overall_rate(trials, "plain"),
+        lookup_ratio=statistics.median(with_lookup) if with_lookup else None,
+        identical=sum(verdict.identical for verdict in verdicts),
+        near_ties=sum(verdict.lossless and not verdict.identical for verdict in verdicts),
+        mismatches=sum(not verdict.lossless for verdict in verdicts),
+    )
+
+
+def _try_out(
+    model: PreTrainedModel,
+    head: PreTrainedModel,
+    question: Question,
+    inputs: Mapping[str, Any],
+    settings: Settings,
+    judge: Judge,
+    turn: int,
+    lookup: bool,
+) -> Trial:
+    runs = run_modes(model, head, inputs, settings, turn, lookup)
+    verdict = None
+    if settings.greedy:
+        verdict = judge.rule(inputs, settings, runs["plain"].tokens, runs["drafted"].tokens)
+    return Trial(question, runs, verdict)
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def _overall_rate(trials: Sequence[Trial], mode: str) -> float:
+    return sum(len(trial.runs[mode].tokens) for trial in trials) / sum(trial.runs[mode].seconds for trial in trials)

@@ -1,0 +1,166 @@
+"""One generation, counted and timed: plain, with a head, or with transformers' prompt lookup.
+
+The clock runs around `model.generate` and nothing else, and target forwards are counted where they happen, by a hook.
+What the tokens mean, and whether two runs agree, is not known here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+LOOKUP_TOKENS = 10
+_WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked for.
+
+    Args:
+        max_new_tokens: the length limit.
+        temperature: 0 is greedy.
+        seed: set before each run, so that a sampled run can be repeated.
+        tree: `num_assistant_tokens`, `tree_depth`, `tree_top_k`, as far as they differ from the head's own.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+    tree: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"The temperature is {self.temperature}; give 0 for greedy answers or a positive number.")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def keywords(self) -> dict[str, Any]:
+        """What every mode gives to `generate`."""
+        sampling = {"do_sample": False} if self.greedy else {"do_sample": True, "temperature": self.temperature}
+        return {"max_new_tokens": self.max_new_tokens, "return_dict_in_generate": True, **sampling}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came out of one generation.
+
+    Args:
+        tokens: the new tokens, without the prompt.
+        seconds: from the call of `generate` to its return.
+        forwards: forwards of the target, the prefill included.
+        acceptance_lengths: for each verification the accepted drafts plus the bonus token; empty without a head.
+    """
+
+    tokens: list[int]
+    seconds: float
+    forwards: int
+    acceptance_lengths: list[int] = field(default_factory=list)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return len(self.tokens) / self.seconds if self.seconds else 0.0
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens per verification, bonus included (the papers' tau); 1.0 when nothing was drafted."""
+        return sum(self.acceptance_lengths) / len(self.acceptance_lengths) if self.acceptance_lengths else 1.0
+
+
+def run_plain(
+    model: PreTrainedModel, inputs: Mapping[str, Any], settings: Settings, streamer: BaseStreamer | None = None
+) -> Run:
+    """Plain `generate`."""
+    return _timed(model, inputs, settings, {"streamer": streamer})
+
+
+def run_drafted(
+    model: PreTrainedModel,
+    head: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    settings: Settings,
+    streamer: BaseStreamer | None = None,
+) -> Run:
+    """`generate(assistant_model=head)`."""
+    return _timed(model, inputs, settings, {"assistant_model": head, "streamer": streamer, **settings.tree})
+
+
+def run_lookup(model: PreTrainedModel, inputs: Mapping[str, Any], settings: Settings) -> Run:
+    """transformers' own prompt lookup, which drafts without any head: the thing to beat."""
+    return _timed(model, inputs, settings, {"prompt_lookup_num_tokens": LOOKUP_TOKENS})
+
+
+def run_modes(
+    model: PreTrainedModel,
+    head: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    settings: Settings,
+    turn: int = 0,
+    lookup: bool = False,
+) -> dict[str, Run]:
+    """The same question in every mode, one after the other: "plain", "drafted" and, on request, "lookup".
+
+    Args:
+        turn: which mode begins; counting it up from question to question spreads slow drifts of the machine evenly.
+    """
+    modes = {
+        "plain": lambda: run_plain(model, inputs, settings),
+        "drafted": lambda: run_drafted(model, head, inputs, settings),
+    }
+    if lookup:
+        modes["lookup"] = lambda: run_lookup(model, inputs, settings)
+    names = list(modes)
+    first = turn % len(names)
+    return {name: modes[name]() for name in names[first:] + names[:first]}
+
+
+def warm_up(
+    model: PreTrainedModel, head: PreTrainedModel | None, inputs: Mapping[str, Any], settings: Settings
+) -> None:
+    """A few tokens in each mode: first calls allocate, choose kernels, probe the target: none of it is to be timed."""
+    short = replace(settings, max_new_tokens=min(settings.max_new_tokens, _WARM_UP_TOKENS))
+    run_plain(model, inputs, short)
+    if head is not None:
+        run_drafted(model, head, inputs, short)
+
+
+def _timed(
+    model: PreTrainedModel, inputs: Mapping[str, Any], settings: Settings, keywords: Mapping[str, Any]
+) -> Run:
+    given = {name: value for name, value in keywords.items() if value is not None}
+    prompt_length = inputs["input_ids"].shape[1]
+    generate: Any = model.generate
+    torch.manual_seed(settings.seed)
+    with _counted_forwards(model) as forwards:
+        _finish_device_work(model)
+        start = time.perf_counter()
+        out = generate(**inputs, **settings.keywords(), **given)
+        _finish_device_work(model)
+        seconds = time.perf_counter() - start
+    lengths = getattr(out, "acceptance_lengths", None)
+    return Run(out.sequences[0, prompt_length:].tolist(), seconds, len(forwards), list(lengths[0]) if lengths else [])
+
+
+@contextmanager
+def _counted_forwards(model: PreTrainedModel) -> Iterator[list[None]]:
+    """A list that grows by one with every forward of `model`."""
+    calls: list[None] = []
+    hook = model.register_forward_pre_hook(lambda *_: calls.append(None))
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def _finish_device_work(model: PreTrainedModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

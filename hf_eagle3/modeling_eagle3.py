@@ -1,0 +1,273 @@
+"""The EAGLE-3 draft head: fuse captured target states, run a decoder layer over [embedding ; feature], predict.
+
+Knows nothing of trees, verification or `generate`; files and their layouts are `layouts.py`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.utils import ModelOutput
+
+from . import layouts
+from .configuration_eagle3 import Eagle3Config
+
+
+
+
+@dataclass
+class Eagle3Output(ModelOutput):
+    """
+    Args:
+        logits (`torch.FloatTensor` `[batch, kept, draft_vocab]`): Scores over the DRAFT vocabulary.
+        last_hidden_state (`torch.FloatTensor` `[batch, seq, hidden]`):
+            The state before the final norm: what is fed back as `hidden_states` at the next level.
+        past_key_values (`Cache`, *optional*): The head's keys and values, these rows included.
+    """
+
+    logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+
+
+class Eagle3Attention(LlamaAttention):
+    """Llama attention whose queries, keys and values read `[embedding ; hidden]` in the head's first layer."""
+
+    def __init__(self, config: Eagle3Config, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)  # type: ignore[arg-type]  # reads the same fields as a LlamaConfig
+        if layer_idx == 0:
+            for name in ("q_proj", "k_proj", "v_proj"):
+                narrow = getattr(self, name)
+                wide = nn.Linear(2 * config.hidden_size, narrow.out_features, bias=config.attention_bias)
+                setattr(self, name, wide)
+
+
+class Eagle3DecoderLayer(GradientCheckpointingLayer):
+    """One decoder layer. The first normalises embedding and hidden state apart and reads both; its residual is the
+    un-normed hidden state (official `cnets.py`)."""
+
+    def __init__(self, config: Eagle3Config, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = Eagle3Attention(config, layer_idx)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hidden_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if layer_idx == 0 else None
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        attention_input = (
+            self.input_layernorm(hidden_states)
+            if self.hidden_norm is None
+            else torch.cat((self.input_layernorm(inputs_embeds), self.hidden_norm(hidden_states)), dim=-1)
+        )
+        hidden_states = hidden_states + self.self_attn(hidden_states=attention_input, **kwargs)[0]
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class Eagle3PreTrainedModel(PreTrainedModel):
+    """What transformers must know of a head: its config, what cannot be split, which attentions it can run."""
+
+    config_class = Eagle3Config
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Eagle3DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+class Eagle3DraftModel(Eagle3PreTrainedModel):
+    """
+    An EAGLE-3 draft head (arXiv 2503.01840), loaded and saved like any transformers model.
+
+    Row `t` of a forward pairs the target's fused feature `f_t` with the embedding of token `x_{t+1}` at RoPE position
+    `t`, and predicts `x_{t+2}`. Embeddings absent from a checkpoint are the target's: see [`input_embeddings_for`].
+
+    ```python
+    >>> head = Eagle3DraftModel.from_pretrained("yuhuili/EAGLE3-LLaMA3.1-Instruct-8B", dtype=torch.bfloat16)
+    >>> target.generate(**inputs, assistant_model=head)
+    ```
+    """
+
+    def __init__(self, config: Eagle3Config) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embeddings else None
+        self.fc = nn.Linear(config.num_target_boundaries * config.target_hidden_size, config.hidden_size, bias=False)
+        self.layers = nn.ModuleList([Eagle3DecoderLayer(config, idx) for idx in range(config.num_hidden_layers)])
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads the same fields
+        self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
+        self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
+        # A model without GenerationMixin gets none from transformers, and with it custom fields are lost on reload.
+        self.generation_config = GenerationConfig(num_assistant_tokens=None, tree_depth=None, tree_top_k=None)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    # ------------------------------------------------------------------ forward
+
+    def fuse(self, features: torch.Tensor) -> torch.Tensor:
+        """Captured states `[batch, seq, boundaries * target_hidden]`, concatenated in layer order, to `[batch, seq,
+        hidden]`. Never applied to the head's own fed-back states."""
+        return self.fc(features)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> Eagle3Output:
+        """
+        Args:
+            hidden_states (`[batch, seq, hidden]`): Fused features, or the fed-back `last_hidden_state`.
+            input_ids (`[batch, seq]`, int64): TARGET ids of the tokens one position later. Needs own embeddings.
+            inputs_embeds (`[batch, seq, embedding]`): Their embeddings instead, where the head has none of its own.
+            position_ids (`[batch, seq]`): Position of the feature; counted on from the cache if not given.
+            attention_mask: `None` (causal), `[batch, keys]` padding, or 4D additive, used as it is.
+            past_key_values: The head's cache, extended in place.
+            logits_to_keep (`int`): Score only the last so many rows; 0 for all.
+
+        Raises:
+            ValueError: if neither ids with own embeddings nor `inputs_embeds` are given, or both are.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Got both or neither of `input_ids` and `inputs_embeds`; a head needs exactly one.")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids)
+        inputs_embeds = inputs_embeds.to(hidden_states.dtype)
+        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(seen, seen + hidden_states.shape[1], device=hidden_states.device)[None]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                inputs_embeds=inputs_embeds,
+                position_embeddings=position_embeddings,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+            )
+        logits = self.lm_head(self.norm(hidden_states[:, -logits_to_keep:]))
+        return Eagle3Output(
+            logits=logits, last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
+        )
+
+    # ------------------------------------------------------------------ vocabularies and embeddings
+
+    def set_draft_vocabulary(self, target_ids: torch.Tensor) -> None:
+        """Let draft id `i` mean target id `target_ids[i]` (int64 `[draft_vocab]`, strictly ascending).
+
+        Raises:
+            ValueError: if the ids are not `draft_vocab_size` ascending ids of the target's vocabulary.
+        """
+        ids = target_ids.to(device=self.d2t.device, dtype=torch.long)
+        layouts.check_draft_vocabulary(ids, self.config)
+        self.d2t.copy_(ids - torch.arange(len(ids), device=ids.device))
+        self.t2d.zero_()
+        self.t2d[ids] = True
+
+    def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
+        """Target ids of draft ids, any shape, int64: `d2t` holds the OFFSET between the two (official `cnets.py`)."""
+        return draft_ids + self.d2t[draft_ids]
+
+    def input_embeddings_for(self, target: PreTrainedModel) -> nn.Module:
+        """The embeddings to draft with: the head's own if its checkpoint brought any, else the target's module.
+
+        Raises:
+            ValueError: if the target's embeddings do not have the head's width.
+        """
+        if self.embed_tokens is not None:
+            return self.embed_tokens
+        embeddings = target.get_input_embeddings()
+        width = embeddings.weight.shape[-1]
+        if width != self.config.hidden_size:
+            raise ValueError(
+                f"The head is {self.config.hidden_size} wide and brings no embeddings, but the target's are {width} "
+                "wide; use the target this head was trained for."
+            )
+        return embeddings
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module | None) -> None:
+        self.embed_tokens = value  # type: ignore[assignment]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def _embed(self, input_ids: torch.LongTensor | None) -> torch.Tensor:
+        if self.embed_tokens is None:
+            raise ValueError(
+                "Got `input_ids`, but this head has no embeddings of its own; pass `inputs_embeds` made with "
+                "`head.input_embeddings_for(target)`."
+            )
+        return self.embed_tokens(input_ids)
+
+    # ------------------------------------------------------------------ files
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
+    ) -> Eagle3DraftModel:
+        """Load a head saved by us or released in the EAGLE-3 layout, from a folder or the Hub; no conversion needed.
+
+        Takes what `PreTrainedModel.from_pretrained` takes. The structure is read from the tensors first, the config
+        second; every tensor is checked.
+
+        Raises:
+            OSError: if there is no such repository or file, or a file cannot be read.
+            ValueError: if a tensor is missing, unexpected, misshapen or not finite, or the layout is not known.
+        """
+        checkpoint = layouts.read_checkpoint(pretrained_model_name_or_path, kwargs)
+        return cls._from_checkpoint(checkpoint, *model_args, **kwargs)
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: layouts.Checkpoint, *model_args: Any, **kwargs: Any) -> Any:
+        tensors = dict(checkpoint.tensors)
+        layouts.check_tensors(tensors, _expected_shapes(checkpoint.config), source=checkpoint.source)
+        kwargs.setdefault("dtype", checkpoint.dtype)
+        loaded = super().from_pretrained(None, *model_args, config=checkpoint.config, state_dict=tensors, **kwargs)
+        head, info = loaded if isinstance(loaded, tuple) else (loaded, None)
+        if checkpoint.generation_config is not None:
+            head.generation_config = checkpoint.generation_config
+        head.config.name_or_path = head.name_or_path = checkpoint.source
+        return head if info is None else (head, info)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save config, generation config and safetensors. Embeddings borrowed from a target are never among them."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self.generation_config.save_pretrained(save_directory)
+
+
+def _expected_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
+    """Canonical tensor names of a head of this config, with their shapes."""
+    with torch.device("meta"):
+        head = Eagle3DraftModel(config)
+    return {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+
+
+__all__ = ["Eagle3DraftModel", "Eagle3Output", "Eagle3PreTrainedModel"]

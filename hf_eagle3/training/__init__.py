@@ -1,0 +1,1 @@
+"""Training-time test for EAGLE-3 heads: rollout, loss, cached features to batches, the loop that resumes."""

@@ -1,0 +1,98 @@
+"""Draft trees: batched tokens, parents and scores, and the views of them that others need.
+
+A tree's node 0 is its root: the token already chosen, not yet in the target's cache. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """How large a draft tree may grow; the same words as on `head.generation_config` and `generate`.
+
+    Args:
+        num_assistant_tokens: draft nodes kept, root not counted (EAGLE's `total_token - 1`).
+        tree_depth: drafted levels (EAGLE's `depth + 1`).
+        tree_top_k: children scored per node, and nodes expanded per level.
+
+    Raises:
+        ValueError: if one is no positive whole number.
+    """
+
+    num_assistant_tokens: int
+    tree_depth: int
+    tree_top_k: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` is {value!r}, but a draft tree needs a whole number of at least 1.")
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """
+    Args:
+        tokens (int64 `[batch, nodes]`): Target ids; column 0 is the root.
+        parents (int64 `[batch, nodes]`): Index of each node's parent, -1 for the root. A parent comes before its
+            children, so that any prefix of the nodes is a tree.
+        log_probs (float32 `[batch, nodes]`): Cumulative draft log-probability from the root, whose own is 0.
+    """
+
+    tokens: torch.Tensor
+    parents: torch.Tensor
+    log_probs: torch.Tensor
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(t.shape) for t in (self.tokens, self.parents, self.log_probs)}
+        if len(shapes) != 1 or self.tokens.dim() != 2:
+            raise ValueError(f"A draft tree needs three [batch, nodes] tensors of one shape; got {sorted(shapes)}.")
+
+    @classmethod
+    def root_only(cls, root: torch.Tensor) -> DraftTree:
+        """The tree that drafts nothing; `root` is int64 `[batch]`."""
+        tokens = root[:, None]
+        return cls(tokens, torch.full_like(tokens, -1), torch.zeros(tokens.shape, device=root.device))
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of a row, root included."""
+        return self.tokens.shape[1]
+
+    @cached_property
+    def ancestors(self) -> torch.Tensor:
+        """bool `[batch, nodes, nodes]`: entry `[b, i, j]` says that node `j` is node `i` itself or an ancestor of it."""
+        seen = torch.eye(self.num_nodes, dtype=torch.bool, device=self.tokens.device).repeat(len(self.tokens), 1, 1)
+        current = self.parents
+        while bool((current >= 0).any()):
+            # The root's "parent" -1 marks column 0, which every node sees anyway.
+            seen.scatter_(2, current.clamp(min=0)[..., None], True)
+            above = self.parents.gather(1, current.clamp(min=0))
+            current = torch.where(current >= 0, above, current)
+        return seen
+
+    @cached_property
+    def depths(self) -> torch.Tensor:
+        """int64 `[batch, nodes]`: ancestors of each node, so 0 for the root."""
+        return self.ancestors.sum(-1) - 1
+
+    def children(self, row: int) -> list[list[int]]:
+        """For each node of a row its children, in the order in which they were created."""
+        children: list[list[int]] = [[] for _ in range(self.num_nodes)]
+        for node, parent in enumerate(self.parents[row].tolist()):
+            if parent >= 0:
+                children[parent].append(node)
+        return children
+
+    def best_chain(self, row: int) -> list[int]:
+        """The nodes from the root down that follow the likeliest child at each step, root included."""
+        scores, children = self.log_probs[row].tolist(), self.children(row)
+        path = [0]
+        while children[path[-1]]:
+            path.append(max(children[path[-1]], key=lambda node: scores[node]))
+        return path
