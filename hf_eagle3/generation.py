@@ -19,7 +19,6 @@ from packaging.version import Version
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from . import layouts
 from .configuration_eagle3 import Eagle3Config
@@ -106,6 +105,8 @@ def tree_shape(head: PreTrainedModel, kwargs: dict[str, Any], generation_config:
 def _check_call(target: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
     """Refuse, in our words and before anything runs, a way of generating in which a head would be ignored."""
     merged, _ = target._prepare_generation_config(generation_config, **kwargs)
+    if merged.prompt_lookup_num_tokens or merged.use_mtp or merged.assistant_early_exit:
+        raise ValueError("Got a draft head and another way of drafting at once; choose one of them.")
     mode = merged.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(
@@ -118,8 +119,6 @@ def _check_call(target: PreTrainedModel, generation_config: GenerationConfig | N
                 f"`{name}=True` is not supported with a draft head, which runs whole trees through the target; leave it "
                 "out, or call `generate` without the head."
             )
-    if merged.prompt_lookup_num_tokens or merged.use_mtp or merged.assistant_early_exit:
-        raise ValueError("Got a draft head and another way of drafting at once; choose one of them.")
 
 
 # ---------------------------------------------------------------------- decoding with a head
@@ -271,7 +270,7 @@ _ORIGINALS: dict[tuple[type, str], Any] = {}
 _WRAPS: tuple[tuple[type, str, Callable[[Any], Any]], ...] = (
     (GenerationMixin, "generate", _wrap_generate),
     (GenerationMixin, "_assisted_decoding", _wrap_assisted_decoding),
-    (_BaseAutoModelClass, "from_pretrained", _wrap_from_pretrained),
+    (AutoModel, "from_pretrained", _wrap_from_pretrained),
 )
 
 

@@ -152,7 +152,7 @@ def _read_file(path: str) -> Tensors:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise OSError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): it is truncated or not what its name says; "
+            f"{path} cannot be read ({_first_line(error)}): it is truncated or not what its name says; "
             "download or save it again."
         ) from error
     except Exception as error:
@@ -164,6 +164,10 @@ def _read_file(path: str) -> Tensors:
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise OSError(f"{path} holds no dictionary of tensors; ask its author for the head's state dict.")
     return loaded
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def _read_generation_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> GenerationConfig | None:

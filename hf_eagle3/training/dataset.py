@@ -41,6 +41,20 @@ def choose_vocabulary(mass: torch.Tensor, size: int, always: list[int]) -> torch
     return ranked.topk(min(size, len(mass))).indices.sort().values
 
 
+def feature_scale(cache: FeatureCache, indices: list[int], sample: int = 64) -> torch.Tensor:
+    """One over the root mean square of each feature over the answers of `sample` examples, float32 `[width]`.
+
+    Residual streams have a few dimensions hundreds of times larger than the rest; scaled, one learning rate suits all.
+    Prompts are left out: the first token alone may carry states that dwarf everything else.
+    """
+    total, count = torch.zeros(()), 0
+    for index in indices[:sample]:
+        example = cache[index]
+        rows = example.features[example.answers].float()
+        total, count = total + rows.square().sum(0), count + len(rows)
+    return (total / max(count, 1)).clamp(min=1e-12).rsqrt()
+
+
 def split(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
     """Indices for training and `held_out` ones (a tenth at most), drawn by `seed`."""
     order = list(range(count))

@@ -12,37 +12,31 @@ import torch
 
 
 class SoftCrossEntropy(torch.autograd.Function):
-    """Mean over rows of `-sum_D p log softmax(logits)`, keeping only its gradient (in the dtype of `logits`).
+    """Mean over rows of `-sum_D p log softmax(logits)`, in few passes: on a CPU its memory traffic is half of training.
 
-    `logits [rows, draft_vocab]` and `probs [rows, draft_vocab]` (summing to 1, no gradient); works `chunk` rows at a
-    time so that the float32 intermediates stay in cache.
+    `logits` and `probs` are `[rows, draft_vocab]`; `probs` sums to 1 and takes no gradient. Only the gradient is kept,
+    in the dtype of `logits`.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, probs: torch.Tensor, chunk: int = 64) -> torch.Tensor:
-        gradient = torch.empty_like(logits)
-        total = torch.zeros((), dtype=torch.float32, device=logits.device)
-        for start in range(0, len(logits), chunk):
-            rows = slice(start, start + chunk)
-            scores, wanted = logits[rows].float(), probs[rows].float()
-            peak = scores.amax(-1, keepdim=True)
-            agreement = (scores * wanted).sum(-1)
-            odds = (scores - peak).exp_()
-            norm = odds.sum(-1, keepdim=True)
-            total += (norm.log() + peak).sum() - agreement.sum()
-            gradient[rows] = odds.div_(norm).sub_(wanted)
-        ctx.save_for_backward(gradient)
+    def forward(ctx: Any, logits: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+        draft = logits.softmax(-1)  # float32 inside, whatever the dtype
+        best = logits.argmax(-1, keepdim=True)
+        normaliser = logits.gather(1, best).float() - draft.gather(1, best).float().log()
+        agreement = torch.bmm(logits[:, None], probs[:, :, None])
+        total = normaliser.sum() - agreement.float().sum()
+        ctx.save_for_backward(draft.sub_(probs))
         return total / max(len(logits), 1)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
-        return gradient * (upstream / max(len(gradient), 1)).to(gradient.dtype), None, None
+        return gradient * (upstream / max(len(gradient), 1)).to(gradient.dtype), None
 
 
 def soft_cross_entropy(logits: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
     """Mean soft cross-entropy of `logits [rows, draft_vocab]` against `probs`; 0 for no rows."""
-    loss: torch.Tensor = SoftCrossEntropy.apply(logits, probs)
+    loss: torch.Tensor = SoftCrossEntropy.apply(logits, probs.to(logits.dtype))
     return loss
 
 

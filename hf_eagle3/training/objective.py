@@ -56,10 +56,7 @@ class Objective(nn.Module):
         place = torch.zeros_like(batch.ids)
         place[where] = torch.arange(int(where.sum()), device=where.device)
         logits = batch.last_hidden[where].to(self.output.dtype) @ self.output.T
-        probs = torch.empty_like(logits)
-        for start in range(0, len(logits), 64):
-            probs[start : start + 64] = logits[start : start + 64].float().softmax(-1)
-        return Teacher(probs, place, self.head.t2d[batch.argmax.clamp(min=0)] & (batch.argmax >= 0))
+        return Teacher(logits.softmax(-1), place, self.head.t2d[batch.argmax.clamp(min=0)] & (batch.argmax >= 0))
 
     def _start(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         embedded = nn.functional.embedding(batch.ids, self.embeddings)
@@ -76,17 +73,13 @@ class Objective(nn.Module):
         """
         teacher, valid = self.teach(batch), supervision(batch.answers, steps)
         rows, real = pack_rows(valid[0])
-        anchors = None
-        if steps > 1:
-            chosen = torch.rand(rows.shape, generator=generator).to(rows.device) < anchor_share
-            chosen &= real & valid[1].gather(1, rows)
-            anchors, _ = pack_rows(chosen)
+        drawn = torch.rand(rows.shape, generator=generator).to(rows.device) < anchor_share
+        anchors, going_on = pack_rows(drawn & real)
         losses = []
         fused, embedded = self._start(batch)
         for step, hidden in enumerate(rollout(self.head, fused, embedded, rows, steps, anchors)):
-            if step == 1 and anchors is not None:
-                rows, real = rows.gather(1, anchors), chosen.gather(1, anchors)
-                real &= torch.arange(rows.shape[1], device=rows.device) < chosen.sum(-1, keepdim=True)
+            if step == 1:
+                rows, real = rows.gather(1, anchors), going_on
             at = (rows + 1 + step).clamp(max=batch.ids.shape[1] - 1)
             kept = real & valid[step].gather(1, rows) & teacher.inside.gather(1, at)
             logits = self.head.lm_head(self.head.norm(hidden[kept]))

@@ -22,11 +22,12 @@ def supervision(answers: torch.Tensor, steps: int) -> torch.Tensor:
     Row `t` is supervised at step `i` when tokens `t+1 .. t+2+i` all are answer tokens of one turn: then the chain could
     have started there, and the token it predicts exists.
     """
-    run = torch.zeros_like(answers, dtype=torch.long)
-    length = torch.zeros_like(run[:, 0])
-    for position in range(answers.shape[1] - 1, 0, -1):
-        length = (length + 1) * answers[:, position]
-        run[:, position - 1] = length  # run[t]: consecutive answer tokens from t + 1 on
+    tokens = answers.shape[1]
+    position = torch.arange(tokens, device=answers.device).expand_as(answers)
+    # The next token from each position on that is no answer token, the end of the data at the latest.
+    stop = position.masked_fill(answers, tokens).flip(-1).cummin(-1).values.flip(-1)
+    run = (stop - position)[:, 1:]  # run[t]: consecutive answer tokens from t + 1 on
+    run = torch.nn.functional.pad(run, (0, 1))
     wanted = torch.arange(2, 2 + steps, device=answers.device)
     return run[None] >= wanted[:, None, None]
 

@@ -1,0 +1,51 @@
+"""One tiny target with its oracle for most tests, and the golden pair where a real head is needed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))  # `helpers` is no package of ours
+
+from helpers.oracle import OracleHead, oracle  # noqa: E402
+from helpers.targets import tiny_target  # noqa: E402
+
+import hf_eagle3  # noqa: E402
+
+GOLDEN = TESTS / "golden" / "models"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Targets this small run several times faster on one thread than on two that wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def target() -> PreTrainedModel:
+    return tiny_target()
+
+
+@pytest.fixture
+def head(target: PreTrainedModel) -> OracleHead:
+    """An oracle that has learned nothing yet."""
+    return oracle(target)
+
+
+@pytest.fixture(scope="session")
+def golden_target() -> PreTrainedModel:
+    """A Llama of eight layers that the golden head was trained on."""
+    return AutoModelForCausalLM.from_pretrained(GOLDEN / "llama_target", dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def golden_head() -> hf_eagle3.Eagle3DraftModel:
+    return hf_eagle3.Eagle3DraftModel.from_pretrained(GOLDEN / "eagle3_llama_head", dtype=torch.float32).eval()

@@ -1,0 +1,103 @@
+"""Tiny random targets of several families, built from configs in the process; their greedy text does not repeat itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCABULARY = 96
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 2}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"num_key_value_heads": 2, "head_dim": 12}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"num_key_value_heads": 2}),
+    "phi3": (Phi3Config, Phi3ForCausalLM, {"num_key_value_heads": 2}),
+    "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, {}),
+}
+# Weights whose greedy texts are varied and without near ties (a test sees to it).
+SEEDS = {"llama": 0, "qwen3": 3, "mistral": 3, "phi3": 0, "gpt_neox": 1}
+
+
+def tiny_target(
+    family: str = "llama", *, attention: str = "sdpa", seed: int | None = None, cls: type | None = None, **overrides: Any
+) -> PreTrainedModel:
+    """A random float32 target of seven layers over `VOCABULARY` tokens, without any end-of-text token.
+
+    Args:
+        family: one of `FAMILIES`.
+        attention: its attention implementation.
+        seed: of its weights.
+        cls: a subclass to build in place of the family's class.
+        overrides: fields of its config.
+    """
+    config_class, model_class, fields = FAMILIES[family]
+    defaults: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.6,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+    }
+    config = config_class(**(defaults | fields | overrides), attn_implementation=attention)
+    return _seeded(cls or model_class, config, SEEDS[family] if seed is None else seed)
+
+
+def gpt2_target(positions: int, seed: int = 0) -> PreTrainedModel:
+    """A tiny GPT-2, whose learned positions end after `positions`."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=positions,
+        n_embd=32,
+        n_layer=7,
+        n_head=4,
+        initializer_range=0.6,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return _seeded(GPT2LMHeadModel, config, seed)
+
+
+def _seeded(cls: type, config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return cls(config).eval()
+
+
+def prompt(length: int = 9, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
+    """Random token ids, int64 `[1, length]`."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return torch.randint(1, vocabulary, (1, length), generator=generator)
+
+
+def word_tokenizer(vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """One word for each token: `t0 t1 t2 ...`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({f"t{number}": number for number in range(vocabulary)}, unk_token="t0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", pad_token="t0")

@@ -1,0 +1,83 @@
+"""What an installed package holds: the modules, the head, the command, and one version."""
+
+from __future__ import annotations
+
+import email
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import hf_eagle3
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BUILT_FROM = ("hf_eagle3", "model_cards", "pyproject.toml", "LICENSE", "README.md")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built offline from a copy of the tree, so that the tree itself stays clean."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in BUILT_FROM:
+        here = REPOSITORY / name
+        if here.is_dir():
+            shutil.copytree(here, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(here, source / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    done = subprocess.run([*build, str(out), str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_every_module_is_in_the_wheel(unpacked: Path) -> None:
+    inside = {path.relative_to(unpacked) for path in (unpacked / "hf_eagle3").rglob("*.py")}
+    assert inside == {path.relative_to(REPOSITORY) for path in (REPOSITORY / "hf_eagle3").rglob("*.py")}
+    assert (unpacked / "hf_eagle3" / "py.typed").is_file()
+
+
+def test_nothing_else_is(unpacked: Path) -> None:
+    assert {path.name.split("-")[0] for path in unpacked.iterdir()} == {"hf_eagle3"}
+
+
+def test_metadata(unpacked: Path) -> None:
+    info = next(unpacked.glob("*.dist-info"))
+    fields = email.message_from_string((info / "METADATA").read_text(encoding="utf-8"))
+    assert fields["Name"] == "hf-eagle3"
+    assert fields["Version"] == hf_eagle3.__version__
+    assert fields["License-Expression"] == "Apache-2.0"
+    assert set(fields.get_all("Provides-Extra")) == {"train", "eval", "triton", "space", "dev"}
+    assert not [line for line in fields.get_all("Requires-Dist") if "smollm2" in line]
+    assert "hf-eagle3 = hf_eagle3.cli:main" in (info / "entry_points.txt").read_text(encoding="utf-8")
+    assert list(info.rglob("LICENSE"))
+
+
+def test_installed_package_finds_its_head_and_answers_for_itself(unpacked: Path, tmp_path: Path) -> None:
+    code = (
+        "import json, hf_eagle3; from hf_eagle3 import embedded\n"
+        "print(json.dumps([hf_eagle3.__file__, hf_eagle3.__version__, str(embedded.head_folder()),"
+        " embedded.load_head().config.model_type]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    origin, version, head, model_type = json.loads(done.stdout.splitlines()[-1])
+    assert Path(origin).is_relative_to(unpacked)
+    assert version == hf_eagle3.__version__
+    assert Path(head) == unpacked / "hf_eagle3" / "embedded_head"
+    assert model_type == "eagle3"

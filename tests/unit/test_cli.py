@@ -1,0 +1,159 @@
+"""The command line, end to end on a tiny pair."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_eagle3 import cli
+from hf_eagle3.evaluation import lossless, timing
+from hf_eagle3.evaluation.timing import Run
+
+COST = re.compile(
+    r"(\d+) tokens · acceptance length [\d.]+ \(tokens per verification, bonus included\) · \d+ target forwards · "
+    r"[\d.]+ tokens/s"
+)
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["hf-eagle3", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def pair_options(pair_folders) -> list[str]:
+    return ["--target", pair_folders.target, "--head", pair_folders.head, "--max-new-tokens", "12", "--device", "cpu"]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    for name in ("easy", "hard"):
+        rows = [json.dumps({"question_id": n, "turns": [f"w{n} w{n + 3} w5"]}) for n in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return tmp_path
+
+
+def test_help_lists_the_commands() -> None:
+    shown = run("--help")
+    assert shown.exit_code == 0
+    for command in ("generate", "eval"):
+        assert command in shown.output
+
+
+def test_a_command_that_cannot_be_imported_does_not_stand_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli._COMMANDS, "train", "hf_eagle3.no_such_module:train")
+    assert run("generate", "--help").exit_code == 0
+    assert isinstance(run("train").exception, ModuleNotFoundError)
+
+
+def test_generate_streams_and_says_what_it_took(pair_options: list[str]) -> None:
+    shown = run("generate", "w1 w2 w3", *pair_options)
+    assert shown.exit_code == 0, shown.output
+    cost = COST.search(shown.output)
+    assert cost is not None, shown.output
+    assert 1 <= int(cost.group(1)) <= 12
+    answer = shown.output.split("w1 w2 w3\n")[1].split("\n")[0]
+    assert re.fullmatch(r"(w\d+ ?)+", answer)
+
+
+def test_plain_drafts_nothing(pair_folders) -> None:
+    shown = run("generate", "w1 w2", "--plain", "--target", pair_folders.target, "--max-new-tokens", "5")
+    assert shown.exit_code == 0, shown.output
+    assert "acceptance length" not in shown.output
+    assert "5 tokens · 5 target forwards" in shown.output
+
+
+def test_compare_sets_plain_generate_beside_it(pair_options: list[str]) -> None:
+    shown = run("generate", "w1 w2", "w9 w4", "--compare", *pair_options)
+    assert shown.exit_code == 0, shown.output
+    assert len(re.findall(r"plain generate: .* · ratio [\d.]+ · identical: yes", shown.output)) == 2
+    assert "2 questions · mean ratio to plain generate" in shown.output
+
+
+def test_compare_reports_an_answer_that_differs(monkeypatch: pytest.MonkeyPatch, pair_options: list[str]) -> None:
+    honest = timing.run_drafted
+
+    def wrong(*arguments, **options) -> Run:
+        run = honest(*arguments, **options)
+        return Run([*run.tokens[:2], 5 if run.tokens[2] != 5 else 6], run.seconds, run.forwards, run.acceptance_lengths)
+
+    monkeypatch.setattr("hf_eagle3.evaluation.answer.run_drafted", wrong)
+    monkeypatch.setattr(lossless, "run_drafted", wrong)
+    shown = run("generate", "w1 w2", "--compare", *pair_options)
+    assert "identical up to token 2, DIFFERENT in float64 too" in shown.output
+
+
+def test_sampled_runs_claim_no_identity(pair_options: list[str]) -> None:
+    shown = run("generate", "w1 w2", "--compare", "--temperature", "1.0", *pair_options)
+    assert shown.exit_code == 0, shown.output
+    assert "identical" not in shown.output
+
+
+def test_eval_speed_table_and_json(questions: Path, pair_options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    shown = run("eval", "--questions", str(questions), "--limit", "2", "--json", str(out), *pair_options)
+    assert shown.exit_code == 0, shown.output
+    assert "mean of the files' ratios" in shown.output
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["name"] for row in record["files"]] == ["easy", "hard", "all"]
+    assert [row["questions"] for row in record["files"]] == [2, 2, 4]
+    assert record["provenance"]["settings"]["max_new_tokens"] == 12
+    assert len(record["questions"]) == 4
+
+
+def test_eval_lossless_passes_on_all_questions(questions: Path, pair_options: list[str]) -> None:
+    shown = run("eval", "--questions", str(questions), "--lossless", *pair_options)
+    assert shown.exit_code == 0, shown.output
+    assert "6 questions · 6 identical · 0 mismatches · acceptance length" in shown.output
+    assert "float32" in shown.output
+
+
+def test_eval_lossless_fails_on_a_wrong_token(
+    monkeypatch: pytest.MonkeyPatch, questions: Path, pair_options: list[str]
+) -> None:
+    honest = timing.run_drafted
+
+    def wrong(*arguments, **options) -> Run:
+        run = honest(*arguments, **options)
+        return Run([*run.tokens[:-1], (run.tokens[-1] + 1) % 64], run.seconds, run.forwards, run.acceptance_lengths)
+
+    monkeypatch.setattr(timing, "run_drafted", wrong)
+    monkeypatch.setattr(lossless, "run_drafted", wrong)
+    shown = run("eval", "--questions", str(questions), "--lossless", "--files", "easy", *pair_options)
+    assert shown.exit_code == 1
+    assert "3 mismatches" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "hi", "--plain", "--compare"], "--plain and --compare were both given"),
+        (["generate", "hi", "--target", "some/model"], "Target some/model came without a head"),
+        (["eval", "--questions", "no/such/folder"], "No question files in no/such/folder"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run_main(monkeypatch, *arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"hf-eagle3: {message}")
+    assert told.count("\n") == 1
+
+
+def test_trace_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_EAGLE3_TRACE", "1")
+    monkeypatch.setattr(sys, "argv", ["hf-eagle3", "generate", "hi", "--plain", "--compare"])
+    with pytest.raises(ValueError, match="--plain and --compare"):
+        cli.main()
