@@ -21,7 +21,7 @@ install: $(STAMP)
 # The stamp comes last: an interrupted installation is taken up again.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"$(PYTHON) is Python {v[0]}.{v[1]}, the pinned transformers needs 3.11 or newer: make PYTHON=python3.11 install")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made: install your system's python3-venv package"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "no virtual environment could be made: install your system's python3-venv package"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --editable '.[dev,train,eval]'
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: install
-	@$(BIN)/python -m hf_eagle3.cli generate --compare --dtype bfloat16 --max-new-tokens 128 \
+	$(BIN)/hf-eagle3 generate --compare --dtype bfloat16 --max-new-tokens 128 \
 		"Explain in a few sentences why the sky is blue." \
 		"Write a Python function that checks whether a string is a palindrome." \
 		"List five things to pack for a weekend in the mountains, with a reason for each."

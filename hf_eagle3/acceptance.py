@@ -25,8 +25,8 @@ def walk(
 ) -> Iterator[Step]:
     """Go down the tree from the root, choosing the target's token at each node, until no child holds it.
 
-    Lazy on purpose: `choose` is called once per visited node, in order, after the caller has seen the tokens before it.
-    So logits processors meet exactly the histories that plain `generate` would show them.
+    Lazy on purpose: `choose` is called once per visited node, in order, after the caller has seen the tokens before
+    it. So logits processors meet exactly the histories that plain `generate` would show them.
 
     Args:
         children: for each node its children, in the order of the draft's preference.
@@ -57,8 +57,8 @@ def sample(
 ) -> int:
     """A token distributed exactly as `softmax(scores)`, that prefers to be a drafted one.
 
-    The official rule (`evaluate_posterior`): take drafted token x with probability p(x); if it is rejected, set p(x) to
-    0, renormalise, try the next. Summed over the ways to reach a token this is p again, for any list of distinct tokens.
+    The official rule (`evaluate_posterior`): take drafted token x with probability p(x); if it is rejected, set p(x)
+    to 0, renormalise, try the next. Summed over the ways to reach a token this is p again, for any distinct tokens.
 
     Args:
         scores: float32 `[vocab]`, after the logits processors.

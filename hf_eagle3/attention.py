@@ -1,6 +1,6 @@
 """How a draft tree reaches the target's attention: the 4D mask that its back end wants.
 
-Any 4D `attention_mask` passes every mask factory of transformers untouched. Knows the back ends' conventions, not models.
+Any 4D `attention_mask` passes every mask factory of transformers untouched. Knows back ends' conventions, not models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def backend_of(target: PreTrainedModel) -> str:
     Raises:
         ValueError: if it cannot express a tree.
     """
-    backend = target.config.get_text_config(decoder=True)._attn_implementation
+    backend = str(target.config.get_text_config(decoder=True)._attn_implementation)
     if backend not in SUPPORTED_BACKENDS:
         raise ValueError(
             f"The target runs attention implementation {backend!r}, which cannot express a draft tree; load it with "

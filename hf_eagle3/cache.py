@@ -5,6 +5,8 @@ Knows transformers' caches and nothing else of this package.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -29,13 +31,15 @@ def check_cache(cache: object, config: PreTrainedConfig, longest: int) -> None:
             f"Got {what} as the target's cache, but a draft tree needs a `DynamicCache`; pass one, or none at all."
         )
     wanted = DynamicCache(config=config.get_text_config(decoder=True)).layers
-    for layer in [*cache.layers, *wanted]:
+    layers: list[Any] = [*cache.layers, *wanted]
+    for layer in layers:
         if isinstance(layer, DummyLayer):
             continue
         if type(layer) not in GROWING_LAYERS:
             raise ValueError(
-                f"The target's cache has layers of type {type(layer).__name__}, from which rejected draft tokens cannot "
-                "be dropped; use a target with plain attention and a `DynamicCache` (no `cache_implementation`)."
+                f"The target's cache has layers of type {type(layer).__name__}, from which rejected draft tokens "
+                "cannot be dropped; use a target with plain attention and a `DynamicCache` (no "
+                "`cache_implementation`)."
             )
         if layer.is_sliding and longest > layer.sliding_window:
             raise ValueError(
@@ -54,7 +58,8 @@ def keep_path(cache: Cache, prefix_len: int, path: list[int]) -> None:
     """
     end = prefix_len + len(path)
     already_there = path == list(range(len(path)))
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers  # of the growing kinds: `check_cache` has seen them
+    for layer in layers:
         if isinstance(layer, DummyLayer) or not layer.is_initialized:
             continue  # a layer that shares another's keys and values
         if not already_there:

@@ -46,7 +46,7 @@ def _hf_eagle3() -> None:
 def main() -> None:
     """Runs the command line; what a user can mend is told in a sentence, with its trace if HF_EAGLE3_TRACE is set."""
     try:
-        app()
+        app(prog_name="hf-eagle3")
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("HF_EAGLE3_TRACE"):
             raise

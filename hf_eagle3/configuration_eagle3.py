@@ -5,7 +5,7 @@ Knows nothing of tensors, files or targets in memory.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -53,7 +53,7 @@ class Eagle3Config(PreTrainedConfig):
     """
 
     model_type = "eagle3"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     default_theta = 10000.0
 
     vocab_size: int = 32000
@@ -96,12 +96,13 @@ class Eagle3Config(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Part of transformers' `@strict` validation: sizes that cannot make a head are refused here."""
-        if self.draft_vocab_size > self.vocab_size:
+        sizes: Any = self  # the optional ones are filled in by now
+        if sizes.draft_vocab_size > self.vocab_size:
             raise ValueError(
                 f"`draft_vocab_size` is {self.draft_vocab_size} but the target's `vocab_size` is {self.vocab_size}; "
                 "a head can only propose the target's tokens, so choose `draft_vocab_size <= vocab_size`."
             )
-        if self.num_attention_heads % self.num_key_value_heads != 0:
+        if self.num_attention_heads % sizes.num_key_value_heads != 0:
             raise ValueError(
                 f"`num_attention_heads` is {self.num_attention_heads}, which `num_key_value_heads`="
                 f"{self.num_key_value_heads} does not divide; choose a divisor."

@@ -5,6 +5,7 @@ One `TreeDecoding` is one call of `generate`; all its state lives in it. Knows d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ class TreeDecoding:
         input_ids: int64 `[1, length]`.
         logits_processor, stopping_criteria, generation_config, streamer: as `generate` prepared them.
         model_kwargs: as `generate` prepared them, `past_key_values` among them.
+        on_round: sees every verified tree and its accepted nodes, root first; for pictures and demos.
     """
 
     def __init__(
@@ -60,13 +62,16 @@ class TreeDecoding:
         generation_config: GenerationConfig,
         streamer: BaseStreamer | None,
         model_kwargs: dict[str, Any],
+        on_round: Callable[[DraftTree, list[int]], None] | None = None,
     ) -> None:
-        self.target, self.drafter = target, drafter
+        self.target: Any = target
+        self.drafter = drafter
         self.input_ids = input_ids
         self.processors, self.criteria = logits_processor, stopping_criteria
         self.config, self.streamer = generation_config, streamer
         self.model_kwargs = model_kwargs
         self.cache = model_kwargs["past_key_values"]
+        self.on_round = on_round
         self.choose = sample if generation_config.do_sample else greedy
         self.scores: list[torch.Tensor] = []
         self.logits: list[torch.Tensor] = []
@@ -82,8 +87,10 @@ class TreeDecoding:
             tree = self.drafter.draft(self.input_ids, self.offset, self._levels_left())
             tree = _on(tree, self.input_ids.device)
             verified = self._verify(tree)
-            path, emitted = self._accept(tree, verified)
+            path, emitted = self._walk(tree, verified.logits)
             self.acceptance_lengths.append(len(path))
+            if self.on_round is not None:
+                self.on_round(tree, path)
             self._keep(verified, path[:emitted])
         if self.streamer is not None:
             self.streamer.end()
@@ -108,7 +115,9 @@ class TreeDecoding:
             self.committed[:, : padding.shape[1]] = padding[:, : self.cached].bool()
         positions = self.model_kwargs.get("position_ids")
         self.root_position = (
-            torch.tensor([[self.cached]], device=self.input_ids.device) if positions is None else positions[..., -1:] + 1
+            torch.tensor([[self.cached]], device=self.input_ids.device)
+            if positions is None
+            else positions[..., -1:] + 1
         )
         states = captured(outputs.get("hidden_states"), self.drafter.boundaries)
         if states:
@@ -128,10 +137,6 @@ class TreeDecoding:
             **self.model_kwargs,
         )
 
-    def _accept(self, tree: DraftTree, verified: Verified) -> tuple[list[int], int]:
-        """Walk down the tree; the accepted nodes, root first, and how many of their tokens were emitted."""
-        return self._walk(tree, verified.logits)
-
     def _keep(self, verified: Verified, path: list[int]) -> None:
         """Keep the emitted part of the path in the target's cache, and show the drafter its states."""
         keep_path(self.cache, self.cached, path)
@@ -144,8 +149,13 @@ class TreeDecoding:
 
     def _walk(self, tree: DraftTree, logits: torch.Tensor) -> tuple[list[int], int]:
         """Choose tokens along the tree from `logits` `[1, nodes, vocab]`, emit them until a criterion stops, and go on
-        counting what the target would have accepted."""
-        history, path, emitted = self.input_ids, [], 0
+        counting what the target would have accepted.
+
+        Returns:
+            the nodes whose tokens stand, root first, and how many tokens were emitted (one follows each node).
+        """
+        history, emitted = self.input_ids, 0
+        path: list[int] = []
         plain_greedy = not len(self.processors) and self.choose is greedy
         best = logits[0].argmax(-1).tolist() if plain_greedy and not self._records else None
 

@@ -26,10 +26,10 @@ from .decoding import TreeDecoderOnlyOutput, TreeDecoding
 from .drafters.base import TreeDrafter
 from .drafters.eagle3 import DraftState, Eagle3CandidateGenerator
 from .modeling_eagle3 import Eagle3DraftModel
-from .tree import TreeShape
+from .tree import DraftTree, TreeShape
 from .verification import check_target
 
-# Tested with these. Before 5.23 `output_hidden_states=[i]` meant another boundary: heads would draft badly in silence.
+# Tested with these. Before 5.23 `output_hidden_states=[i]` meant another boundary: heads would draft badly, silently.
 TRANSFORMERS_RANGE = (Version("5.23.0"), Version("5.24.0"))
 KNOBS = ("num_assistant_tokens", "tree_depth", "tree_top_k")
 # Where neither the call nor the head says otherwise. A GPU verifies 60 nodes for the price of one (the paper's tree);
@@ -43,8 +43,8 @@ DRAFTERS: dict[type, Callable[..., TreeDrafter]] = {Eagle3DraftModel: Eagle3Cand
 
 @dataclass(frozen=True)
 class DraftCall:
-    """A head with the tree that one call asked for. It travels through `generate` as `assistant_model`, which reads its
-    `config` and hands it on; so the call's settings need no place on head or target."""
+    """A head with the tree that one call asked for. It travels through `generate` as `assistant_model`, which reads
+    its `config` and hands it on; so the call's settings need no place on head or target."""
 
     head: PreTrainedModel
     shape: TreeShape
@@ -57,8 +57,8 @@ class DraftCall:
 # ---------------------------------------------------------------------- a head meets a target
 
 
-def as_head(assistant: Any) -> PreTrainedModel | None:
-    """The draft head in an `assistant_model`, out of its `PeftModel` if it is in one; `None` if it is another model."""
+def as_head(assistant: Any) -> Any:
+    """The draft head in an `assistant_model`, taken out of its `PeftModel` if need be; `None` for other models."""
     if assistant is not None and hasattr(assistant, "peft_config") and hasattr(assistant, "get_base_model"):
         assistant = assistant.get_base_model()
     return assistant if isinstance(assistant, tuple(DRAFTERS)) else None
@@ -78,13 +78,13 @@ def check_pair(target: PreTrainedModel, head: PreTrainedModel) -> None:
     text, config = target.config.get_text_config(decoder=True), head.config
     if text.vocab_size != config.vocab_size:
         raise ValueError(
-            f"The head was made for a target of {config.vocab_size} tokens but the target has {text.vocab_size}; use the "
-            "target this head was trained for."
+            f"The head was made for a target of {config.vocab_size} tokens but the target has {text.vocab_size}; use "
+            "the target this head was trained for."
         )
     if text.hidden_size != config.target_hidden_size:
         raise ValueError(
-            f"The head reads target states of width {config.target_hidden_size} but the target's are {text.hidden_size} "
-            "wide; use the target this head was trained for."
+            f"The head reads target states of width {config.target_hidden_size} but the target's are "
+            f"{text.hidden_size} wide; use the target this head was trained for."
         )
     check_target(target, config.boundaries_for(text.num_hidden_layers))
 
@@ -97,12 +97,13 @@ def tree_shape(head: PreTrainedModel, kwargs: dict[str, Any], generation_config:
     default = DEFAULT_TREES.get(head.device.type, DEFAULT_TREES["default"])
     chosen = {}
     for name in KNOBS:
-        places = (kwargs.pop(name, None), getattr(generation_config, name, None), getattr(head.generation_config, name, None))
+        given = kwargs.pop(name, None)
+        places = (given, getattr(generation_config, name, None), getattr(head.generation_config, name, None))
         chosen[name] = next((value for value in places if value is not None), getattr(default, name))
     return TreeShape(**chosen)
 
 
-def _check_call(target: PreTrainedModel, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
+def _check_call(target: Any, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
     """Refuse, in our words and before anything runs, a way of generating in which a head would be ignored."""
     merged, _ = target._prepare_generation_config(generation_config, **kwargs)
     if merged.prompt_lookup_num_tokens or merged.use_mtp or merged.assistant_early_exit:
@@ -110,14 +111,14 @@ def _check_call(target: PreTrainedModel, generation_config: GenerationConfig | N
     mode = merged.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(
-            f"A draft head works with greedy search and sampling, but this call asks for {mode.value.replace('_', ' ')} "
-            f"(`num_beams={merged.num_beams}`); leave out `assistant_model`, or the options that ask for it."
+            "A draft head works with greedy search and sampling, but this call asks for "
+            f"{mode.value.replace('_', ' ')} (`num_beams={merged.num_beams}`); leave out `assistant_model`, or the options that ask for it."
         )
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(merged, name, None):
             raise ValueError(
-                f"`{name}=True` is not supported with a draft head, which runs whole trees through the target; leave it "
-                "out, or call `generate` without the head."
+                f"`{name}=True` is not supported with a draft head, which runs whole trees through the target; leave "
+                "it out, or call `generate` without the head."
             )
 
 
@@ -133,12 +134,13 @@ def _decode(
     generation_config: GenerationConfig,
     streamer: Any,
     model_kwargs: dict[str, Any],
+    on_round: Callable[[DraftTree, list[int]], None] | None = None,
 ) -> TreeDecoderOnlyOutput | torch.Tensor:
     cache = model_kwargs.get("past_key_values")
     if input_ids.shape[0] > 1:
         raise ValueError(
-            f"Got a batch of {input_ids.shape[0]} prompts, but a draft head takes one at a time so far; call `generate` "
-            "for each prompt."
+            f"Got a batch of {input_ids.shape[0]} prompts, but a draft head takes one at a time so far; call "
+            "`generate` for each prompt."
         )
     if not model_kwargs.get("use_cache") or cache is None:
         raise ValueError("Drafting needs the target's cache, but `use_cache=False` was given; leave it out.")
@@ -146,10 +148,17 @@ def _decode(
     if isinstance(state, DraftState) and state.end > cache.get_seq_length():
         state = None  # the cache was cropped since: the head's memory is of tokens that are gone
     drafter = DRAFTERS[_head_class(call.head)](call.head, target, call.shape, state=state)
-    decoding = TreeDecoding(
-        target, drafter, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
-    )
-    output = decoding.run()
+    output = TreeDecoding(
+        target,
+        drafter,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        streamer,
+        model_kwargs,
+        on_round,
+    ).run()
     setattr(cache, STATE_ATTRIBUTE, getattr(drafter, "state", None))
     return output
 
@@ -162,6 +171,7 @@ def drafting_with(
     head: PreTrainedModel,
     *,
     streamer: Any = None,
+    on_round: Callable[[DraftTree, list[int]], None] | None = None,
     num_assistant_tokens: int | None = None,
     tree_depth: int | None = None,
     tree_top_k: int | None = None,
@@ -174,6 +184,7 @@ def drafting_with(
     Args:
         head: the draft head, or a `PeftModel` of one.
         streamer: receives the prompt and each token, as `generate(streamer=)` would.
+        on_round: called after each verification with the tree and its accepted nodes, root first.
         num_assistant_tokens, tree_depth, tree_top_k: see [`TreeShape`].
 
     Raises:
@@ -181,7 +192,7 @@ def drafting_with(
     """
     base = as_head(head)
     if base is None:
-        raise TypeError(f"`drafting_with` needs a draft head, but got {type(head).__name__}; load an Eagle3DraftModel.")
+        raise TypeError(f"`drafting_with` needs a draft head but got {type(head).__name__}; load an Eagle3DraftModel.")
     given = {"num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth, "tree_top_k": tree_top_k}
 
     def decode(
@@ -199,7 +210,15 @@ def drafting_with(
         if streamer is not None:
             streamer.put(input_ids.cpu())
         return _decode(
-            model, call, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+            model,
+            call,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            streamer,
+            model_kwargs,
+            on_round,
         )
 
     return decode

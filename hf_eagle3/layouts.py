@@ -71,7 +71,7 @@ def _is_native(config: Mapping[str, Any]) -> bool:
 
 
 def _is_released_eagle3(config: Mapping[str, Any]) -> bool:
-    """yuhuili's and SpecForge's heads call themselves Llama; a draft vocabulary or the Eagle3 class tells them apart."""
+    """yuhuili's and SpecForge's heads call themselves Llama; a draft vocabulary or the class name tells them apart."""
     architectures = config.get("architectures") or [""]
     named = architectures[0] == "LlamaForCausalLMEagle3"
     return named or (architectures[0] == "LlamaForCausalLM" and config.get("draft_vocab_size") is not None)
@@ -148,7 +148,8 @@ def _read_file(path: str) -> Tensors:
     try:
         if path.endswith(".safetensors"):
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
+                names = file.keys()
+                return {name: file.get_tensor(name) for name in names}
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise OSError(
@@ -236,7 +237,7 @@ def _target_vocabulary(fields: Mapping[str, Any], tensors: Tensors) -> int:
 
 def _fill_vocabulary_maps(tensors: Tensors, config: Eagle3Config) -> None:
     """Complete `d2t` (offsets) and `t2d` (mask): a full vocabulary may ship neither, `t2d` may follow from `d2t`."""
-    own = torch.arange(config.draft_vocab_size)
+    own = torch.arange(int(config.draft_vocab_size or 0))
     if config.draft_vocab_size == config.vocab_size:
         tensors["d2t"] = torch.zeros_like(own)  # absent, or all zero, when both vocabularies are one (trap 7)
     if "d2t" not in tensors:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,8 +22,6 @@ from . import layouts
 from .configuration_eagle3 import Eagle3Config
 
 
-
-
 @dataclass
 class Eagle3Output(ModelOutput):
     """
@@ -34,8 +32,8 @@ class Eagle3Output(ModelOutput):
         past_key_values (`Cache`, *optional*): The head's keys and values, these rows included.
     """
 
-    logits: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
+    logits: torch.Tensor
+    last_hidden_state: torch.Tensor = None  # type: ignore[assignment]  # a ModelOutput may require one field only
     past_key_values: Cache | None = None
 
 
@@ -43,7 +41,7 @@ class Eagle3Attention(LlamaAttention):
     """Llama attention whose queries, keys and values read `[embedding ; hidden]` in the head's first layer."""
 
     def __init__(self, config: Eagle3Config, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)  # type: ignore[arg-type]  # reads the same fields as a LlamaConfig
+        super().__init__(config, layer_idx)
         if layer_idx == 0:
             for name in ("q_proj", "k_proj", "v_proj"):
                 narrow = getattr(self, name)
@@ -79,8 +77,8 @@ class Eagle3PreTrainedModel(PreTrainedModel):
     config_class = Eagle3Config
     base_model_prefix = ""
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Eagle3DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules: ClassVar[list[str]] = ["Eagle3DecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -97,16 +95,22 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
     ```
     """
 
+    d2t: torch.Tensor
+    t2d: torch.Tensor
+    if TYPE_CHECKING:  # transformers would take a string annotation of `config` for the class itself
+        config: Eagle3Config
+
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__(config)
+        sizes: Any = config  # the optional ones are filled in once a config exists
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embeddings else None
-        self.fc = nn.Linear(config.num_target_boundaries * config.target_hidden_size, config.hidden_size, bias=False)
+        self.fc = nn.Linear(sizes.num_target_boundaries * sizes.target_hidden_size, config.hidden_size, bias=False)
         self.layers = nn.ModuleList([Eagle3DecoderLayer(config, idx) for idx in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
-        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads the same fields
-        self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
-        self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, sizes.draft_vocab_size, bias=False)
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.register_buffer("d2t", torch.zeros(sizes.draft_vocab_size, dtype=torch.long))
+        self.register_buffer("t2d", torch.arange(config.vocab_size) < sizes.draft_vocab_size)
         # A model without GenerationMixin gets none from transformers, and with it custom fields are lost on reload.
         self.generation_config = GenerationConfig(num_assistant_tokens=None, tree_depth=None, tree_top_k=None)
         self.gradient_checkpointing = False
@@ -122,9 +126,9 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
@@ -145,9 +149,8 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Got both or neither of `input_ids` and `inputs_embeds`; a head needs exactly one.")
-        if inputs_embeds is None:
-            inputs_embeds = self._embed(input_ids)
-        inputs_embeds = inputs_embeds.to(hidden_states.dtype)
+        embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        embeds = embeds.to(hidden_states.dtype)
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
@@ -165,7 +168,7 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                inputs_embeds=inputs_embeds,
+                inputs_embeds=embeds,
                 position_embeddings=position_embeddings,
                 attention_mask=mask,
                 past_key_values=past_key_values,
@@ -193,7 +196,7 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         """Target ids of draft ids, any shape, int64: `d2t` holds the OFFSET between the two (official `cnets.py`)."""
         return draft_ids + self.d2t[draft_ids]
 
-    def input_embeddings_for(self, target: PreTrainedModel) -> nn.Module:
+    def input_embeddings_for(self, target: PreTrainedModel) -> Any:
         """The embeddings to draft with: the head's own if its checkpoint brought any, else the target's module.
 
         Raises:
@@ -201,7 +204,7 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         """
         if self.embed_tokens is not None:
             return self.embed_tokens
-        embeddings = target.get_input_embeddings()
+        embeddings: Any = target.get_input_embeddings()
         width = embeddings.weight.shape[-1]
         if width != self.config.hidden_size:
             raise ValueError(
@@ -210,7 +213,7 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
             )
         return embeddings
 
-    def get_input_embeddings(self) -> nn.Module | None:
+    def get_input_embeddings(self) -> Any:
         return self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module | None) -> None:
@@ -219,7 +222,7 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def _embed(self, input_ids: torch.LongTensor | None) -> torch.Tensor:
+    def _embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
         if self.embed_tokens is None:
             raise ValueError(
                 "Got `input_ids`, but this head has no embeddings of its own; pass `inputs_embeds` made with "
@@ -230,7 +233,7 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
     # ------------------------------------------------------------------ files
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
     ) -> Eagle3DraftModel:
         """Load a head saved by us or released in the EAGLE-3 layout, from a folder or the Hub; no conversion needed.

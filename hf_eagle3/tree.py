@@ -66,7 +66,7 @@ class DraftTree:
 
     @cached_property
     def ancestors(self) -> torch.Tensor:
-        """bool `[batch, nodes, nodes]`: entry `[b, i, j]` says that node `j` is node `i` itself or an ancestor of it."""
+        """bool `[batch, nodes, nodes]`: entry `[b, i, j]` says that node `j` is node `i` or an ancestor of it."""
         seen = torch.eye(self.num_nodes, dtype=torch.bool, device=self.tokens.device).repeat(len(self.tokens), 1, 1)
         current = self.parents
         while bool((current >= 0).any()):

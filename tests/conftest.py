@@ -44,7 +44,8 @@ def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> PairFolders:
     vocabulary = {word: number for number, word in enumerate([*special, *(f"w{n}" for n in range(_WORDS))])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>", pad_token="<end>")
+    roles = {"unk_token": "<unk>", "eos_token": "<end>", "pad_token": "<end>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **roles)
     tokenizer.chat_template = _CHAT
     config = LlamaConfig(
         vocab_size=len(vocabulary),

@@ -22,11 +22,15 @@ TEMPLATE, USER, ANSWER = 0, 1, 2
 
 @dataclass
 class Conversation:
-    """`ids` and `roles` (TEMPLATE, USER or ANSWER per token, the stop token of an answer being ANSWER), and `about`."""
+    """`ids` and `roles` (TEMPLATE, USER or ANSWER per token, the stop token of an answer being ANSWER), and `about`.
+
+    `states [tokens - 1, width]` are the target's, where they were captured while the text was made; never saved here.
+    """
 
     ids: list[int] = field(default_factory=list)
     roles: list[int] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
+    states: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     def extend(self, ids: list[int], role: int) -> None:
         """Append `ids`, all of one `role`."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import PreTrainedModel
 
 from .conversations import Conversation, load_conversations, write_atomically
@@ -43,6 +44,7 @@ def predicting(answers: torch.Tensor) -> torch.Tensor:
 class FeatureExtractor:
     """Runs `model` over conversations and keeps what training needs of it.
 
+    [`write`] makes a shard, [`captured`] says what to capture while the text is still being generated.
     Raises `ValueError` if the model's logits are not plainly its output embeddings times its last hidden state (a logit
     scale or soft cap would make every teacher distribution wrong).
     """
@@ -68,52 +70,59 @@ class FeatureExtractor:
         logits: torch.Tensor = embeddings(hidden)
         return logits
 
-    @torch.inference_mode()
-    def __call__(self, conversations: list[Conversation]) -> dict[str, torch.Tensor]:
-        """The tensors of one shard, in the order of `conversations`."""
-        order = sorted(range(len(conversations)), key=lambda i: len(conversations[i].ids))
-        kept: dict[int, tuple[torch.Tensor, ...]] = {}
-        mass = torch.zeros(self.model.config.get_text_config().vocab_size, dtype=torch.float32)
-        while order:
-            count = max(1, self.batch_tokens // len(conversations[order[-1]].ids))
-            batch, order = order[-count:], order[:-count]
-            for i, tensors in zip(batch, self._batch([conversations[i] for i in batch], mass), strict=True):
-                kept[i] = tensors
-        features, last_hidden, argmax = (torch.cat([kept[i][k] for i in range(len(kept))]) for k in range(3))
-        lengths = torch.tensor([len(conversation.ids) for conversation in conversations])
-        flat = torch.tensor([token for conversation in conversations for token in conversation.ids], dtype=torch.int32)
-        answers = torch.cat([conversation.answer_mask() for conversation in conversations])
-        return {
-            "ids": flat, "answers": answers, "lengths": lengths, "features": features,
-            "last_hidden": last_hidden, "argmax": argmax, "mass": mass,
-        }  # fmt: skip
+    @property
+    def captured(self) -> list[int]:
+        """The boundaries to ask the model for: the head's, and the state after the final norm."""
+        return [*self.boundaries, self.model.config.get_text_config().num_hidden_layers]
 
-    def _batch(self, conversations: list[Conversation], mass: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-        lengths = [len(conversation.ids) for conversation in conversations]
-        ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-        mask, answers = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
-        for row, conversation in enumerate(conversations):
-            ids[row, : lengths[row]] = torch.tensor(conversation.ids)
-            mask[row, : lengths[row]] = 1
-            answers[row, : lengths[row]] = conversation.answer_mask()
-        device = self.model.device
+    @torch.inference_mode()
+    def write(self, conversations: list[Conversation], path: Path) -> None:
+        """One feature shard, in the order of `conversations`; states are computed for those that bring none."""
+        missing = [conversation for conversation in conversations if conversation.states is None]
+        missing.sort(key=lambda conversation: len(conversation.ids))
+        while missing:
+            count = max(1, self.batch_tokens // len(missing[-1].ids))
+            self._fill_in(missing[-count:])
+            del missing[-count:]
+        states = torch.cat([nn.functional.pad(c.states, (0, 0, 0, 1)) for c in conversations if c.states is not None])
+        features, last_hidden = states.tensor_split([states.shape[-1] * len(self.boundaries) // len(self.captured)], -1)
+        answers = torch.cat([conversation.answer_mask() for conversation in conversations])
+        argmax, mass = self._best(last_hidden, predicting(answers))
+        tensors = {
+            "ids": torch.tensor([token for conversation in conversations for token in conversation.ids]).int(),
+            "answers": answers,
+            "lengths": torch.tensor([len(conversation.ids) for conversation in conversations]),
+            "features": features.contiguous(),
+            "last_hidden": last_hidden.contiguous(),
+            "argmax": argmax,
+            "mass": mass,
+        }
+        write_atomically(tensors, path, {"boundaries": str(self.boundaries)})
+
+    def _fill_in(self, conversations: list[Conversation]) -> None:
+        """Run the target over `conversations` (right-padded together) and give each its states."""
+        device, rows = self.model.device, [torch.tensor(conversation.ids) for conversation in conversations]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
         out = self.model.base_model(
-            input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=self.boundaries, use_cache=False
+            input_ids=ids, attention_mask=mask, output_hidden_states=self.captured, use_cache=False
         )
-        features = torch.cat([out.hidden_states[boundary].cpu() for boundary in self.boundaries], dim=-1)
-        argmax = torch.full(ids.shape, -1, dtype=torch.int32)
-        where = predicting(answers)
-        found = []
-        for chunk in out.last_hidden_state[where.to(device)].split(512):
-            logits = self.output(chunk).float()
-            found.append(logits.argmax(-1).cpu())
-            mass += logits.softmax(-1).sum(0).cpu()
-        argmax[where] = torch.cat(found).int()
-        hidden = out.last_hidden_state.cpu()
-        return [
-            (features[row, :n].contiguous(), hidden[row, :n].contiguous(), argmax[row, :n])
-            for row, n in enumerate(lengths)
-        ]
+        states = torch.cat([out.hidden_states[boundary] for boundary in self.captured], dim=-1).cpu()
+        for conversation, row in zip(conversations, states, strict=True):
+            conversation.states = row[: len(conversation.ids) - 1]
+
+    def _best(self, last_hidden: torch.Tensor, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target's argmax at `where` (-1 elsewhere) int32, and its summed probabilities `[vocab]` float32."""
+        argmax = torch.full(where.shape, -1, dtype=torch.int32)
+        mass = torch.zeros(self.model.config.get_text_config().vocab_size, dtype=torch.float32)
+        best = []
+        for chunk in last_hidden[where].split(512):
+            logits = self.output(chunk.to(self.model.device))
+            best.append(logits.argmax(-1).cpu())
+            mass += logits.softmax(-1).sum(0, dtype=torch.float32).cpu()
+        argmax[where] = torch.cat(best).int() if best else argmax[where]
+        return argmax, mass
 
 
 def extract(
@@ -129,7 +138,7 @@ def extract(
     for done, file in enumerate(files):
         path = folder / file.name.replace("conversations", "features")
         if not path.is_file():
-            write_atomically(extractor(list(load_conversations(file))), path, {"boundaries": str(boundaries)})
+            extractor.write(list(load_conversations(file)), path)
         if progress is not None:
             progress(done + 1, len(files))
 

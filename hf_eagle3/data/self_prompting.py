@@ -15,6 +15,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .conversations import ANSWER, TEMPLATE, USER, Conversation, load_conversations, save_conversations
+from .features import FeatureExtractor
 from .filters import Uniqueness, acceptable_prompt, loops
 from .openings import SYSTEM_PROMPTS, Kind, fill, pick_kind
 from .slots import Completion, Request, SlotDecoder
@@ -98,15 +99,21 @@ class SelfPrompter:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: SamplingPlan, slots: int = 48
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        plan: SamplingPlan,
+        slots: int = 48,
+        capture: list[int] | None = None,
     ) -> None:
         self.tokenizer, self.plan = tokenizer, plan
         self.pieces = ChatPieces(tokenizer)
         configured = model.generation_config.eos_token_id if model.generation_config else tokenizer.eos_token_id
         self.eos_ids: list[int] = configured if isinstance(configured, list) else [configured]
         self.decoder = SlotDecoder(
-            model, self.eos_ids, slots, max_length=1536, refill=max(1, slots // 16), stop_early=self._wasted, seed=plan.seed
-        )
+            model, self.eos_ids, slots, max_length=1536, refill=max(1, slots // 16), stop_early=self._wasted,
+            seed=plan.seed, capture=capture,
+        )  # fmt: skip
         self.rng = random.Random(plan.seed)
         self.unique = Uniqueness()
         self.passages: deque[list[int]] = deque(maxlen=512)
@@ -206,11 +213,12 @@ class SelfPrompter:
         if len(ids) >= 48 and not loops(ids) and draft.kind.name not in ("code", "maths"):
             self.passages.append(ids[:-1] if completion.finished else ids)
         conversation.extend(ids, ANSWER)
+        conversation.states = completion.states
         conversation.about = {"kind": draft.kind.name, "greedy": draft.greedy, "finished": completion.finished}
         conversation.about |= {"turns": 1 if draft.first is None else 2, "default_system": draft.system is None}
         if not draft.two_turns or draft.first is not None or not completion.finished or len(conversation.ids) > 420:
             return conversation
-        draft.first = Conversation(list(conversation.ids), list(conversation.roles), conversation.about)
+        draft.first = Conversation(list(conversation.ids), list(conversation.roles), conversation.about, completion.states)
         draft.wants_answer, draft.docstring, draft.opening = False, False, []
         onwards = self.pieces.after_answer
         conversation.extend(onwards[1:] if onwards[:1] == ids[-1:] else onwards, TEMPLATE)
@@ -234,30 +242,38 @@ def write_conversations(
     folder: Path,
     plan: SamplingPlan,
     slots: int = 48,
+    extractor: FeatureExtractor | None = None,
     progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> int:
     """Fill `folder` with shards until `plan.answer_tokens` are there (or `stop()`), and return how many there are.
 
-    A folder that already holds shards is continued, with a seed of its own for the new part. `progress` is called with
-    the answer tokens so far.
+    A folder that already holds shards is continued, with a seed of its own for the new part. With an `extractor` the
+    feature shards are written too, from the states that decoding produces anyway. `progress` is called with the answer
+    tokens so far.
     """
     shards = sorted(folder.glob("conversations-*.safetensors")) if folder.is_dir() else []
-    prompter = SelfPrompter(model, tokenizer, replace(plan, seed=plan.seed + 10_007 * len(shards)), slots)
-    if shards:
-        for conversation in load_conversations(folder):
-            prompter.remember(conversation)
+    plan = replace(plan, seed=plan.seed + 10_007 * len(shards))
+    prompter = SelfPrompter(model, tokenizer, plan, slots, extractor.captured if extractor else None)
+    for conversation in load_conversations(folder) if shards else ():
+        prompter.remember(conversation)
     number = 1 + int(shards[-1].stem.split("-")[1]) if shards else 0
     pending: list[Conversation] = []
+
+    def write() -> None:
+        if extractor is not None:
+            extractor.write(pending, folder / f"features-{number:05d}.safetensors")
+        save_conversations(pending, folder / f"conversations-{number:05d}.safetensors")
+
     for conversation in prompter:
         pending.append(conversation)
         if len(pending) == plan.shard_size:
-            save_conversations(pending, folder / f"conversations-{number:05d}.safetensors")
+            write()
             number, pending = number + 1, []
             if progress is not None:
                 progress(prompter.answer_tokens)
             if stop is not None and stop():
                 return prompter.answer_tokens
     if pending:
-        save_conversations(pending, folder / f"conversations-{number:05d}.safetensors")
+        write()
     return prompter.answer_tokens

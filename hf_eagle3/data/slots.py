@@ -30,11 +30,15 @@ class Request:
 
 @dataclass
 class Completion:
-    """What a request became: `new_ids` holds the stop token too when `finished`, and is cut short when it is not."""
+    """What a request became: `new_ids` holds the stop token too when `finished`, and is cut short when it is not.
+
+    `states [tokens - 1, boundaries * hidden]` are the captured boundaries of every token but the last one, on the CPU.
+    """
 
     request: Request
     new_ids: list[int]
     finished: bool
+    states: torch.Tensor | None = None
 
 
 class SlotLayer(CacheLayerMixin):
@@ -101,7 +105,7 @@ class SlotDecoder:
 
     `eos_ids` stop a row. `max_length` bounds prompt plus new tokens of any request (`ValueError` beyond it). `stop_early`
     is asked now and then with a row's new ids, and ends the row (unfinished) when it says so. `seed` makes the sampling
-    repeatable for a given order of requests. The model must be an attention-only decoder in eval mode.
+    repeatable for a given order of requests. `capture` names boundaries whose states come back with each completion. The model must be an attention-only decoder in eval mode.
     """
 
     def __init__(
@@ -113,7 +117,10 @@ class SlotDecoder:
         refill: int = 4,
         stop_early: Callable[[Request, list[int]], bool] | None = None,
         seed: int = 0,
+        capture: list[int] | None = None,
     ) -> None:
+        self.capture = capture
+        self.states: torch.Tensor | None = None  # [slots, columns, boundaries * hidden], written as the cache is
         self.model, self.eos_ids, self.max_length, self.refill = model, set(eos_ids), max_length, refill
         self.stop_early = stop_early
         self.generator = torch.Generator(device=model.device).manual_seed(seed)
@@ -160,8 +167,9 @@ class SlotDecoder:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache()
         out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1,
+            output_hidden_states=self.capture,
+        )  # fmt: skip
         if self.cursor < longest:
             self._move_cursor(longest)
         slots = free[: len(requests)]
@@ -170,6 +178,13 @@ class SlotDecoder:
                 # The padding's keys stay out: a fully masked row may hold NaN, which a mask would not keep from spreading.
                 own = slice(longest - len(request.ids), longest)
                 layer.place(slot, prefilled.keys[i, :, own], prefilled.values[i, :, own])
+        if self.capture is not None:
+            states = torch.cat([out.hidden_states[boundary] for boundary in self.capture], dim=-1)
+            if self.states is None:
+                self.states = states.new_zeros(len(self.rows), self.layers[0].columns, states.shape[-1])
+            for i, (slot, request) in enumerate(zip(slots, requests, strict=True)):
+                length = len(request.ids)
+                self.states[slot, self.cursor - length : self.cursor] = states[i, longest - length :]
         for slot, request in zip(slots, requests, strict=True):
             self.rows[slot] = _Row(request, self.cursor - len(request.ids))
         yield from self._append(slots, out.logits[:, -1])
@@ -180,6 +195,9 @@ class SlotDecoder:
             row.start += column - self.cursor
         for layer in self.layers:
             layer.move(column)
+        if self.states is not None:
+            kept = min(self.cursor, column)
+            self.states[:, column - kept : column] = self.states[:, self.cursor - kept : self.cursor].clone()
         self._set_cursor(column)
 
     def _set_cursor(self, column: int) -> None:
@@ -203,8 +221,11 @@ class SlotDecoder:
         columns = torch.arange(first, self.cursor + 1, device=device)
         mask = (columns >= starts)[:, None, None, :]
         out = self.model(
-            input_ids=tokens, attention_mask=mask, position_ids=self.cursor - starts, past_key_values=self.cache
-        )
+            input_ids=tokens, attention_mask=mask, position_ids=self.cursor - starts, past_key_values=self.cache,
+            output_hidden_states=self.capture,
+        )  # fmt: skip
+        if self.capture is not None and self.states is not None:
+            self.states[:, self.cursor] = torch.cat([out.hidden_states[boundary] for boundary in self.capture], -1)[:, 0]
         self._set_cursor(self.cursor + 1)
         self.steps += 1
         yield from self._append(live, out.logits[live, -1])
@@ -224,7 +245,8 @@ class SlotDecoder:
             )
             if finished or over or looping:
                 self.rows[slot] = _Row()
-                yield Completion(row.request, row.new_ids, finished)
+                states = self.states[slot, row.start : self.cursor].cpu().clone() if self.states is not None else None
+                yield Completion(row.request, row.new_ids, finished, states)
 
     def _sample(self, requests: list[Request], logits: torch.Tensor, top_k: int = 256) -> list[int]:
         """Argmax for greedy rows; temperature, then top-p over the `top_k` best, for the others."""

@@ -1,7 +1,7 @@
 """What every drafter is: a transformers `CandidateGenerator` that can also give whole trees.
 
-Our decoding loop talks to `observe` and `draft`; transformers' own assisted loop talks to `get_candidates` and gets the
-tree's best chain. A drafter holds the state of ONE call of `generate`.
+Our decoding loop talks to `observe` and `draft`; transformers' own assisted loop talks to `get_candidates` and gets
+the tree's best chain. A drafter holds the state of ONE call of `generate`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from transformers.generation.candidate_generator import CandidateGenerator
-from transformers.utils import ModelOutput
 
 from ..tree import DraftTree, TreeShape
 
@@ -60,13 +59,13 @@ class TreeDrafter(CandidateGenerator):
 
     def get_candidates(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         model_kwargs: dict[str, Any] | None = None,
-        model_outputs: ModelOutput | None = None,
+        model_outputs: Any = None,
         is_first_iteration: bool = False,
         n_last_matches: int = 0,
         **kwargs: Any,
-    ) -> tuple[torch.LongTensor, None]:
+    ) -> tuple[torch.Tensor, None]:
         """`input_ids` followed by the best chain; as they are before the target has run once (the prefill)."""
         if is_first_iteration or model_outputs is None:
             self._prefilled = False
@@ -82,7 +81,7 @@ class TreeDrafter(CandidateGenerator):
             return input_ids, None
         tree = self.draft(input_ids, max_depth=budget)
         chain = tree.tokens[:, tree.best_chain(0)[1:]].to(input_ids.device)
-        return torch.cat((input_ids, chain), dim=1), None  # type: ignore[return-value]
+        return torch.cat((input_ids, chain), dim=1), None
 
     def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
         """Nothing to adapt: the tree's shape is fixed for a call."""

@@ -9,6 +9,7 @@ import uuid
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from transformers.cache_utils import DynamicCache
 from ..modeling_eagle3 import Eagle3DraftModel, Eagle3Output
 from ..tree import DraftTree, TreeShape
 from .base import TreeDrafter
+
+# For each expansion `[batch, nodes]` of target ids, cumulative scores and parents (places in the pool, -1: the root).
+Pool = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 _TAGS: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
@@ -79,7 +83,7 @@ class Eagle3CandidateGenerator(TreeDrafter):
         layers = target.config.get_text_config(decoder=True).num_hidden_layers
         super().__init__(head.config.boundaries_for(layers), shape, max_length)
         self.head = head
-        self.embeddings = head.input_embeddings_for(target)
+        self.embeddings: Any = head.input_embeddings_for(target)
         self.state = state if state is not None and state.owner == owner_tag(head) else DraftState(owner_tag(head))
 
     def observe(self, states: Sequence[torch.Tensor], end: int) -> None:
@@ -94,21 +98,22 @@ class Eagle3CandidateGenerator(TreeDrafter):
     def draft(self, input_ids: torch.Tensor, offset: int = 0, max_depth: int | None = None) -> DraftTree:
         ids = input_ids.to(self.head.device)
         depth = self.shape.tree_depth if max_depth is None else min(self.shape.tree_depth, max_depth)
-        if depth < 1 or self.state.pending is None:
+        pending = self.state.pending
+        if depth < 1 or pending is None:
             return DraftTree.root_only(ids[:, -1])
-        first = self._consume(ids, offset)
+        first = self._consume(pending, ids, offset)
         kept = self.state.cache.get_seq_length()
         try:
             return self._grow(ids[:, -1], first, depth)
         finally:
             self.state.cache.crop(kept - self.state.cache.get_seq_length())
 
-    def _consume(self, ids: torch.Tensor, offset: int) -> Eagle3Output:
+    def _consume(self, pending: torch.Tensor, ids: torch.Tensor, offset: int) -> Eagle3Output:
         """Run the head over the pending features, each paired with the token that follows it; keep the entries."""
         state = self.state
-        start = state.end - state.pending.shape[1]
+        start = state.end - pending.shape[1]
         known = max(start, offset - 1)  # the first position whose next token is among the ids
-        features = state.pending[:, known - start :]
+        features = pending[:, known - start :]
         tokens = ids[:, known + 1 - offset : state.end + 1 - offset]
         positions = torch.arange(known, state.end, device=ids.device)[None]
         state.pending = None
@@ -123,9 +128,9 @@ class Eagle3CandidateGenerator(TreeDrafter):
 
     def _grow(self, root: torch.Tensor, first: Eagle3Output, depth: int) -> DraftTree:
         """Expand by cumulative log-probability, then keep the best nodes of all that were scored (`topK_genrate`)."""
-        batch, width = len(root), min(self.shape.tree_top_k, self.head.config.draft_vocab_size)
+        batch, width = len(root), min(self.shape.tree_top_k, self.head.lm_head.out_features)
         tokens, scores = self._best_children(first.logits)
-        pool = [(tokens[:, 0], scores[:, 0], torch.full_like(tokens[:, 0], -1))]
+        pool: Pool = [(tokens[:, 0], scores[:, 0], torch.full_like(tokens[:, 0], -1))]
         level = _Level(
             tokens=tokens[:, 0],
             scores=scores[:, 0],
@@ -137,7 +142,7 @@ class Eagle3CandidateGenerator(TreeDrafter):
             level = self._expand(level, position, pool)
         return self._rerank(root, pool)
 
-    def _expand(self, level: _Level, position: int, pool: list[tuple[torch.Tensor, ...]]) -> _Level:
+    def _expand(self, level: _Level, position: int, pool: Pool) -> _Level:
         """One draft forward over a level; its nodes' children join the pool, the best of them are the next level."""
         out = self.head(
             level.hidden,
@@ -165,7 +170,7 @@ class Eagle3CandidateGenerator(TreeDrafter):
             pool_ids=created + best,
         )
 
-    def _rerank(self, root: torch.Tensor, pool: list[tuple[torch.Tensor, ...]]) -> DraftTree:
+    def _rerank(self, root: torch.Tensor, pool: Pool) -> DraftTree:
         tokens, scores, parents = (torch.cat(column, dim=1) for column in zip(*pool, strict=True))
         nodes = min(self.shape.num_assistant_tokens, tokens.shape[1])
         # Stable: of equal scores the node created first wins, so that a child never comes without its parent.

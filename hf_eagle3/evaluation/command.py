@@ -216,6 +216,8 @@ def _show_agreement(trials: list[Trial], rows: list[Speed], console: Console) ->
 
     for trial in trials:
         if trial.verdict is not None and not trial.verdict.identical:
-            console.print(f"{trial.question.file} {trial.question.name}: {trial.verdict}", highlight=False)
+            line = f"{trial.question.file} {trial.question.name}: {trial.verdict}"
+            console.print(line, highlight=False, soft_wrap=True)
     verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
-    console.print(report.lossless_line(verdicts, rows[-1].acceptance_length), highlight=False)
+    line = report.lossless_line(verdicts, rows[-1].acceptance_length)
+    console.print(line, highlight=False, soft_wrap=True)

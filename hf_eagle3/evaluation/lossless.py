@@ -124,7 +124,7 @@ class Judge:
 
     def _float64_model(self) -> PreTrainedModel:
         if self._exact is None:
-            self._exact = copy.deepcopy(self._model).to(torch.float64)  # type: ignore[arg-type]
+            self._exact = copy.deepcopy(self._model).to(torch.float64)
         return self._exact
 
 

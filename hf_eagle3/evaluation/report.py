@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 
 from .lossless import Verdict
@@ -24,13 +25,14 @@ _PACKAGES = ("hf-eagle3", "torch", "transformers", "accelerate")
 def speed_table(rows: Sequence[Speed]) -> Table:
     """One row a file; the prompt-lookup column is there when it was measured."""
     lookup = any(row.lookup_ratio is not None for row in rows)
-    table = Table(caption="acceptance length: tokens per verification, bonus included; ratio: tokens/s over plain's")
+    caption = "acceptance length: tokens per verification, bonus included; ratio: tokens/s over plain generate's"
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("file")
-    for heading in ("questions", "acceptance length", "ratio", "quartiles", "ratio of totals"):
+    for heading in ("questions", "acceptance\nlength", "ratio", "quartiles", "of totals"):
         table.add_column(heading, justify="right")
     if lookup:
-        table.add_column("prompt lookup", justify="right")
-    table.add_column("identical", justify="right")
+        table.add_column("prompt\nlookup", justify="right")
+    table.add_column("identical\n+ near ties", justify="right")
     for row in rows:
         table.add_row(*_cells(row, lookup), end_section=row is rows[-2] if len(rows) > 1 else False)
     return table
@@ -115,8 +117,7 @@ def _cells(row: Speed, lookup: bool) -> list[str]:
 def _agreement(row: Speed) -> str:
     if not row.identical + row.near_ties + row.mismatches:
         return "sampled"
-    ties = f" + {row.near_ties} near ties" if row.near_ties else ""
-    return f"{row.identical}{ties}" + (f", {row.mismatches} MISMATCHES" if row.mismatches else "")
+    return f"{row.identical} + {row.near_ties}" + (f", {row.mismatches} WRONG" if row.mismatches else "")
 
 
 def _gpu() -> str | None:

@@ -66,8 +66,8 @@ def test_lossless_line_counts_rulings() -> None:
 
 def test_json_is_whole_and_says_where_it_comes_from(tmp_path: Path) -> None:
     path = tmp_path / "results" / "speed.json"
-    record = {"provenance": report.provenance({"dtype": "bfloat16"}), "questions": [report.trial_record(trial(3, 2, [2]))]}
-    report.write_json(path, record)
+    questions = [report.trial_record(trial(3, 2, [2]))]
+    report.write_json(path, {"provenance": report.provenance({"dtype": "bfloat16"}), "questions": questions})
     read = json.loads(path.read_text(encoding="utf-8"))
     assert read["provenance"]["machine"]["cpu"]
     assert read["provenance"]["packages"]["transformers"].startswith("5.23")
@@ -93,7 +93,7 @@ def test_measuring_a_real_pair(pair_folders) -> None:
     heard: list[Trial] = []
     trials = measure(target, tokenizer, head, questions, Settings(max_new_tokens=8), lookup=True, done=heard.append)
     assert heard == trials
-    assert [list(trial.runs)[0] for trial in trials] == ["plain", "drafted", "lookup"]
+    assert [next(iter(trial.runs)) for trial in trials] == ["plain", "drafted", "lookup"]
     assert all(trial.verdict is not None and trial.verdict.identical for trial in trials)
     row = summarise("easy", trials)
     assert row.lookup_ratio is not None

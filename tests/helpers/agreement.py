@@ -48,10 +48,18 @@ def _prompt_length(inputs: dict[str, Any]) -> int:
 
 
 def compare(
-    target: PreTrainedModel, head: PreTrainedModel, options: Options, least: float = 1.0, **inputs: Any
+    target: PreTrainedModel,
+    head: PreTrainedModel,
+    options: Options,
+    least: float = 1.0,
+    learn: bool = True,
+    **inputs: Any,
 ) -> Pair:
-    """Generate both ways from one prompt; the tokens must be the same, and more than `least` accepted per verification."""
-    if isinstance(head, OracleHead):
+    """Generate both ways from one prompt; the tokens must be the same, and more than `least` accepted per verification.
+
+    An oracle learns the text first, unless the caller has taught it.
+    """
+    if learn and isinstance(head, OracleHead):
         learn_text(target, head, options, **inputs)
     asked = {"return_dict_in_generate": True}
     plain = target.generate(**inputs, **(asked | fresh(options)))

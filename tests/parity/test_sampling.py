@@ -89,7 +89,7 @@ def tree_of(case: dict[str, Any]) -> tuple[list[int], list[list[int]], list[torc
 @functools.cache
 @torch.no_grad()
 def tree_after(ids: tuple[int, ...]) -> tuple[DraftTree, torch.Tensor]:
-    """The draft tree rooted at the last of `ids`, with the target's logits at its nodes: deterministic, so drawn once."""
+    """The draft tree rooted at the last of `ids` and the target's logits at its nodes: deterministic, so made once."""
     target, head = pair("eagle3_sampling")
     tokens, cache = torch.tensor([ids]), DynamicCache(config=target.config)
     drafter = Eagle3CandidateGenerator(head, target, SHAPE)

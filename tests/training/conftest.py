@@ -24,7 +24,10 @@ def target() -> LlamaForCausalLM:
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4,
         num_key_value_heads=2, bos_token_id=0, eos_token_id=1, pad_token_id=1, initializer_range=0.3,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    target = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        target.lm_head.weight[1] *= 2.5  # so that turns do end now and then
+    return target
 
 
 @pytest.fixture

@@ -86,7 +86,8 @@ def test_compare_reports_an_answer_that_differs(monkeypatch: pytest.MonkeyPatch,
 
     def wrong(*arguments, **options) -> Run:
         run = honest(*arguments, **options)
-        return Run([*run.tokens[:2], 5 if run.tokens[2] != 5 else 6], run.seconds, run.forwards, run.acceptance_lengths)
+        tokens = [*run.tokens[:2], 5 if run.tokens[2] != 5 else 6]
+        return Run(tokens, run.seconds, run.forwards, run.acceptance_lengths)
 
     monkeypatch.setattr("hf_eagle3.evaluation.answer.run_drafted", wrong)
     monkeypatch.setattr(lossless, "run_drafted", wrong)

@@ -115,8 +115,6 @@ def test_device_map_and_attention_implementation(tmp_path: Path) -> None:
 def test_a_second_layer_and_gradient_checkpointing() -> None:
     head = fresh_head(num_hidden_layers=2).train()
     features, embeds = torch.randn(2, 6, 32), torch.randn(2, 6, 32)
-    plain = torch.autograd.grad(head(features, inputs_embeds=embeds).logits.sum(), head.fc.parameters(), allow_unused=True)
-    assert plain == (None,)  # fusion is the caller's step
     gradients = []
     for _ in range(2):
         loss = head(head.fuse(features.repeat(1, 1, 3)), inputs_embeds=embeds, use_cache=False).logits.square().sum()

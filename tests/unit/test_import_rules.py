@@ -14,8 +14,8 @@ import hf_eagle3
 
 PACKAGE = Path(hf_eagle3.__file__).parent
 
-# A part is a module, or a folder of modules, directly under the package. It may import the parts named here and whatever
-# those may import. `verification` also trims the cache that its probe filled.
+# A part is a module, or a folder of modules, directly under the package. It may import the parts named here and
+# whatever those may import. `verification` also trims the cache that its probe filled.
 MAY_IMPORT: dict[str, set[str]] = {
     "configuration_eagle3": set(),
     "tree": set(),
@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verification": {"attention", "tree", "cache"},
     "decoding": {"drafters", "verification", "acceptance", "cache"},
     "generation": {"decoding", "modeling_eagle3", "layouts"},
+    "drawing": {"tree"},
     "data": set(),
     "evaluation": {"generation"},
     "training": {"modeling_eagle3", "data", "evaluation"},
@@ -67,7 +68,7 @@ def _package_of(module: str) -> str:
 
 
 def _own_imports(module: str) -> set[str]:
-    """The modules of this package that `module` imports, by their names in SOURCES; "__init__" is the package itself."""
+    """The modules of this package that `module` imports, named as in SOURCES; "__init__" is the package itself."""
     found: set[str] = set()
     for name in imported_names(SOURCES[module].read_text(encoding="utf-8"), _package_of(module)):
         if name.split(".")[0] != "hf_eagle3":
