@@ -10,6 +10,7 @@ target.generate(**inputs, assistant_model=head)
 from __future__ import annotations
 
 from .configuration_eagle3 import Eagle3Config
+from .drafters.eagle3 import Eagle3CandidateGenerator
 from .generation import drafting_with, install, uninstall
 from .modeling_eagle3 import Eagle3DraftModel, Eagle3Output
 from .tree import DraftTree, TreeShape
@@ -18,6 +19,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "DraftTree",
+    "Eagle3CandidateGenerator",
     "Eagle3Config",
     "Eagle3DraftModel",
     "Eagle3Output",

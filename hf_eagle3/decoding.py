@@ -83,15 +83,13 @@ class TreeDecoding:
         """Generate until a criterion stops it; what plain `generate` returns, plus the acceptance lengths."""
         self._check()
         self._prefill()
-        while not self.finished:
-            tree = self.drafter.draft(self.input_ids, self.offset, self._levels_left())
-            tree = _on(tree, self.input_ids.device)
-            verified = self._verify(tree)
-            path, emitted = self._walk(tree, verified.logits)
-            self.acceptance_lengths.append(len(path))
-            if self.on_round is not None:
-                self.on_round(tree, path)
-            self._keep(verified, path[:emitted])
+        try:
+            while not self.finished:
+                self._round()
+        except BaseException:
+            # The cache may be the caller's, who may go on with it: no rejected node stays behind in it.
+            keep_path(self.cache, self.cached, [])
+            raise
         if self.streamer is not None:
             self.streamer.end()
         return self._output()
@@ -125,6 +123,16 @@ class TreeDecoding:
             real = int(self.committed[0, self.cached - states[0].shape[1] :].sum())
             self.drafter.observe([state[:, -real:] for state in states], self.cached)
         self._walk(DraftTree.root_only(self.input_ids[:, -1:].new_zeros(1)), outputs.logits[:, -1:])
+
+    def _round(self) -> None:
+        tree = self.drafter.draft(self.input_ids, self.offset, self._levels_left())
+        tree = _on(tree, self.input_ids.device)
+        verified = self._verify(tree)
+        path, emitted = self._walk(tree, verified.logits)
+        self.acceptance_lengths.append(len(path))
+        if self.on_round is not None:
+            self.on_round(tree, path)
+        self._keep(verified, path[:emitted])
 
     def _verify(self, tree: DraftTree) -> Verified:
         return verify(

@@ -108,11 +108,17 @@ def _check_call(target: Any, generation_config: GenerationConfig | None, kwargs:
     merged, _ = target._prepare_generation_config(generation_config, **kwargs)
     if merged.prompt_lookup_num_tokens or merged.use_mtp or merged.assistant_early_exit:
         raise ValueError("Got a draft head and another way of drafting at once; choose one of them.")
+    if merged.assistant_ensemble_weight is not None:
+        raise ValueError(
+            "`assistant_ensemble_weight` mixes the draft into the target's distribution, which drafting with a head "
+            "leaves as it is; leave it out."
+        )
     mode = merged.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(
             "A draft head works with greedy search and sampling, but this call asks for "
-            f"{mode.value.replace('_', ' ')} (`num_beams={merged.num_beams}`); leave out `assistant_model`, or the options that ask for it."
+            f"{mode.value.replace('_', ' ')} (`num_beams={merged.num_beams}`); leave out `assistant_model`, or the "
+            "options that ask for it."
         )
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(merged, name, None):
@@ -256,7 +262,12 @@ def _wrap_assisted_decoding(original: Callable[..., Any]) -> Callable[..., Any]:
         names = ("logits_processor", "stopping_criteria", "generation_config")
         processors, criteria, config = (kwargs.pop(name) for name in names)
         call, streamer = kwargs.pop("assistant_model"), kwargs.pop("streamer", None)
-        for name in ("synced_gpus", "inputs_tensor", "assistant_tokenizer", "tokenizer"):
+        if kwargs.pop("synced_gpus", False):
+            raise ValueError(
+                "Drafting takes a different number of forwards on each process, so it cannot run under ZeRO-3 or FSDP "
+                "(`synced_gpus=True`); gather the target first, or call `generate` without a head."
+            )
+        for name in ("inputs_tensor", "assistant_tokenizer", "tokenizer"):
             kwargs.pop(name, None)
         return _decode(self, call, args[0], processors, criteria, config, streamer, kwargs)
 

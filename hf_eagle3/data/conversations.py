@@ -72,7 +72,9 @@ def load_conversations(path: Path) -> Iterator[Conversation]:
     """
     files = sorted(path.glob("conversations-*.safetensors")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise OSError(f"No conversations under {path}: generate some first (`hf-eagle3 train` does) or name their folder.")
+        raise OSError(
+            f"No conversations under {path}: generate some first (`hf-eagle3 train` does) or name their folder."
+        )
     for file in files:
         with safe_open(file, framework="pt") as shard:
             ids, roles = shard.get_tensor("ids").tolist(), shard.get_tensor("roles").tolist()
@@ -82,3 +84,10 @@ def load_conversations(path: Path) -> Iterator[Conversation]:
         for length, facts in zip(lengths, about, strict=True):
             yield Conversation(ids[start : start + length], roles[start : start + length], facts)
             start += length
+
+
+def reshard(source: Path, folder: Path, size: int = 64) -> None:
+    """Write what `source` (a shard or a folder of shards) holds into `folder`, `size` conversations a shard."""
+    rows = list(load_conversations(source))
+    for number, start in enumerate(range(0, len(rows), size)):
+        save_conversations(rows[start : start + size], folder / f"conversations-{number:05d}.safetensors")

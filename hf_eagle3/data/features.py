@@ -1,8 +1,8 @@
 """The target's states over stored conversations, computed once and kept on disk, so that training never runs it.
 
-A shard holds, per token, the captured boundaries and the last hidden state (after the final norm) in the target's dtype,
-and the target's argmax; and the probability mass of each token over the answers, from which a draft vocabulary is chosen.
-Full logits are never stored: they are one product away from the last hidden state.
+A shard holds, per token, the captured boundaries and the last hidden state (after the final norm) in the target's
+dtype, and the target's argmax; and the probability mass of each token over the answers, from which a draft vocabulary
+is chosen. Full logits are never stored: they are one product away from the last hidden state.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .conversations import Conversation, load_conversations, write_atomically
 class Example:
     """One conversation ready for training: all tensors are over its `tokens`.
 
-    `ids` int64; `answers` bool; `features [tokens, boundaries * hidden]`; `last_hidden [tokens, hidden]`; `argmax` int64
-    (the target's best next token, -1 where the next token is not an answer token).
+    `ids` int64; `answers` bool; `features [tokens, boundaries * hidden]`; `last_hidden [tokens, hidden]`; `argmax`
+    int64 (the target's best next token, -1 where the next token is not an answer token).
     """
 
     ids: torch.Tensor
@@ -45,8 +45,8 @@ class FeatureExtractor:
     """Runs `model` over conversations and keeps what training needs of it.
 
     [`write`] makes a shard, [`captured`] says what to capture while the text is still being generated.
-    Raises `ValueError` if the model's logits are not plainly its output embeddings times its last hidden state (a logit
-    scale or soft cap would make every teacher distribution wrong).
+    Raises `ValueError` if the model's logits are not plainly its output embeddings times its last hidden state (a
+    logit scale or soft cap would make every teacher distribution wrong).
     """
 
     def __init__(self, model: PreTrainedModel, boundaries: list[int], batch_tokens: int = 4096) -> None:
@@ -85,7 +85,9 @@ class FeatureExtractor:
             self._fill_in(missing[-count:])
             del missing[-count:]
         states = torch.cat([nn.functional.pad(c.states, (0, 0, 0, 1)) for c in conversations if c.states is not None])
-        features, last_hidden = states.tensor_split([states.shape[-1] * len(self.boundaries) // len(self.captured)], -1)
+        features, last_hidden = states.tensor_split(
+            [states.shape[-1] * len(self.boundaries) // len(self.captured)], -1
+        )
         answers = torch.cat([conversation.answer_mask() for conversation in conversations])
         argmax, mass = self._best(last_hidden, predicting(answers))
         tensors = {
@@ -146,8 +148,8 @@ def extract(
 class FeatureCache:
     """All examples of a folder of feature shards, read lazily (the files are mapped, not loaded).
 
-    `mass` is the summed probability of each target token over all answers, float32 `[vocab]`. Raises `OSError` when the
-    folder has no shards, `ValueError` when they were made with other boundaries than the ones asked for.
+    `mass` is the summed probability of each target token over all answers, float32 `[vocab]`. Raises `OSError` when
+    the folder has no shards, `ValueError` when they were made with other boundaries than the ones asked for.
     """
 
     def __init__(self, folder: Path, boundaries: list[int]) -> None:

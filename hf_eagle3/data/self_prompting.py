@@ -66,7 +66,9 @@ class ChatPieces:
         turns += [{"role": "user", "content": following}]
         text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         if any(text.count(sentinel) != 1 for sentinel in _SENTINELS):
-            raise ValueError("The chat template does not repeat the turns it is given: this target cannot self-prompt.")
+            raise ValueError(
+                "The chat template does not repeat the turns it is given: this target cannot self-prompt."
+            )
         before, rest = text.split(user)
         between, rest = rest.split(answer)
         onwards = rest.split(following)[0]
@@ -218,7 +220,9 @@ class SelfPrompter:
         conversation.about |= {"turns": 1 if draft.first is None else 2, "default_system": draft.system is None}
         if not draft.two_turns or draft.first is not None or not completion.finished or len(conversation.ids) > 420:
             return conversation
-        draft.first = Conversation(list(conversation.ids), list(conversation.roles), conversation.about, completion.states)
+        draft.first = Conversation(
+            list(conversation.ids), list(conversation.roles), conversation.about, completion.states
+        )
         draft.wants_answer, draft.docstring, draft.opening = False, False, []
         onwards = self.pieces.after_answer
         conversation.extend(onwards[1:] if onwards[:1] == ids[-1:] else onwards, TEMPLATE)

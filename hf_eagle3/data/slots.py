@@ -60,7 +60,8 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         self.keys[:, :, self.cursor : self.cursor + 1] = key_states
         self.values[:, :, self.cursor : self.cursor + 1] = value_states
         window = slice(self.first, self.cursor + 1)
@@ -70,7 +71,8 @@ class SlotLayer(CacheLayerMixin):
         """Write one row's prefilled `[kv_heads, length, head_dim]` into `slot`, ending at the cursor."""
         if not self.is_initialized:
             self.lazy_initialization(keys[None], values[None])
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         window = slice(self.cursor - keys.shape[1], self.cursor)
         self.keys[slot, :, window] = keys
         self.values[slot, :, window] = values
@@ -103,9 +105,10 @@ class _Row:
 class SlotDecoder:
     """Run `Request`s through `model` on `slots` rows, yielding each `Completion` as soon as it is known.
 
-    `eos_ids` stop a row. `max_length` bounds prompt plus new tokens of any request (`ValueError` beyond it). `stop_early`
-    is asked now and then with a row's new ids, and ends the row (unfinished) when it says so. `seed` makes the sampling
-    repeatable for a given order of requests. `capture` names boundaries whose states come back with each completion. The model must be an attention-only decoder in eval mode.
+    `eos_ids` stop a row. A request longer than `max_length` with its new tokens is refused (`ValueError`).
+    `stop_early` is asked now and then with a row's new ids, and ends the row (unfinished) when it says so. `seed`
+    makes the sampling repeatable for a given order of requests. `capture` names boundaries whose states come back with
+    each completion. The model must be an attention-only decoder in eval mode.
     """
 
     def __init__(
@@ -175,7 +178,7 @@ class SlotDecoder:
         slots = free[: len(requests)]
         for layer, prefilled in zip(self.layers, cache.layers, strict=True):
             for i, (slot, request) in enumerate(zip(slots, requests, strict=True)):
-                # The padding's keys stay out: a fully masked row may hold NaN, which a mask would not keep from spreading.
+                # The padding's keys stay out: a fully masked row may hold NaN, and no mask keeps NaN from spreading.
                 own = slice(longest - len(request.ids), longest)
                 layer.place(slot, prefilled.keys[i, :, own], prefilled.values[i, :, own])
         if self.capture is not None:
@@ -225,7 +228,9 @@ class SlotDecoder:
             output_hidden_states=self.capture,
         )  # fmt: skip
         if self.capture is not None and self.states is not None:
-            self.states[:, self.cursor] = torch.cat([out.hidden_states[boundary] for boundary in self.capture], -1)[:, 0]
+            self.states[:, self.cursor] = torch.cat([out.hidden_states[boundary] for boundary in self.capture], -1)[
+                :, 0
+            ]
         self._set_cursor(self.cursor + 1)
         self.steps += 1
         yield from self._append(live, out.logits[live, -1])

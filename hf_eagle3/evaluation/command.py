@@ -123,6 +123,71 @@ def evaluate(
         raise typer.Exit(1)
 
 
+def sweep(
+    questions: Annotated[Path, typer.Option(help="A folder of .jsonl files, one object with `turns` a line.")],
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Nodes,depth,top-k, such as 16,5,6; give it once for each tree.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    json: Annotated[Path | None, typer.Option(help="Write the figures and their provenance here.")] = None,
+    target: Target = None,
+    head: Head = None,
+    temperature: Temperature = 0.0,
+    dtype: Dtype = None,
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Finds the fastest tree on this device: each shape answers each question, in turns with plain generate."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from . import report
+    from . import sweep as sweeping
+    from .questions import read_questions
+    from .timing import Settings
+
+    shapes = [_shape(text) for text in shape] if shape else list(sweeping.COMMON_SHAPES)
+    asked = [question for of_file in read_questions(questions).values() for question in of_file]
+    settings = Settings(max_new_tokens, temperature, seed)
+    model, tokenizer, drafting = load_pair(target, head, dtype, device, drafting=True)
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("questions", total=len(asked))
+        done = lambda: progress.advance(task)  # noqa: E731  # one expression, used once
+        entries = sweeping.sweep(model, tokenizer, drafting, asked, shapes, settings, done)
+    console.print(report.sweep_table(entries))
+    if json is not None:
+        given = {**dataclasses.asdict(settings), "dtype": str(model.dtype), "device": str(model.device)}
+        rows = [dataclasses.asdict(entry) for entry in entries]
+        report.write_json(json, {"provenance": report.provenance(given), "trees": rows})
+
+
+def draw(
+    question: Annotated[str, typer.Argument(help="Asked as a chat.")],
+    out: Annotated[Path, typer.Option(help="The SVG file to write.")] = Path("tree.svg"),
+    round: Annotated[int | None, typer.Option(min=1, help="Which verification; else the longest acceptance.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    target: Target = None,
+    head: Head = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    num_assistant_tokens: Nodes = None,
+    tree_depth: Depth = None,
+    tree_top_k: TopK = None,
+) -> None:
+    """Draws one draft tree of a real answer, with the path that the target accepted, as an SVG picture."""
+    from . import picture
+
+    model, tokenizer, drafting = load_pair(target, head, dtype, device, drafting=True)
+    knobs = _tree(num_assistant_tokens, tree_depth, tree_top_k)
+    rounds = picture.observe(model, tokenizer, drafting, question, max_new_tokens, knobs)
+    if round is not None and round > len(rounds):
+        raise ValueError(f"--round {round} was given, but the answer took {len(rounds)} verifications; give fewer.")
+    chosen = rounds[round - 1] if round else max(rounds, key=lambda seen: len(seen.path))
+    out.write_text(picture.svg(chosen, tokenizer), encoding="utf-8")
+    typer.echo(f"{out}: {chosen.tree.num_nodes - 1} draft nodes, {len(chosen.path)} tokens from one target forward")
+
+
 def load_pair(
     target: str | None, head: str | None, dtype: Precision | None, device: str | None, drafting: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None]:
@@ -161,6 +226,14 @@ def _tree(num_assistant_tokens: int | None, tree_depth: int | None, tree_top_k: 
     """The knobs that were given; the head's own hold for the others."""
     knobs = {"num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth, "tree_top_k": tree_top_k}
     return {name: value for name, value in knobs.items() if value is not None}
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        nodes, depth, top_k = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--shape {text} was given; three whole numbers are needed, as in --shape 16,5,6.") from error
+    return nodes, depth, top_k
 
 
 def _measure_all(

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from .lossless import Verdict
 from .speed import Speed, Trial
+from .sweep import Entry
 
 _PACKAGES = ("hf-eagle3", "torch", "transformers", "accelerate")
 
@@ -35,6 +36,18 @@ def speed_table(rows: Sequence[Speed]) -> Table:
     table.add_column("identical\n+ near ties", justify="right")
     for row in rows:
         table.add_row(*_cells(row, lookup), end_section=row is rows[-2] if len(rows) > 1 else False)
+    return table
+
+
+def sweep_table(entries: Sequence[Entry]) -> Table:
+    """One row a tree, the fastest first."""
+    table = Table(caption="acceptance length: bonus included; ratio: median of the questions", box=box.SIMPLE_HEAD)
+    for heading in ("draft nodes", "depth", "top-k", "acceptance\nlength", "ratio", "quartiles"):
+        table.add_column(heading, justify="right")
+    for entry in entries:
+        sizes = (str(size) for size in entry.shape)
+        spread = f"{entry.low:.2f}-{entry.high:.2f}"
+        table.add_row(*sizes, f"{entry.acceptance_length:.2f}", f"{entry.ratio:.2f}", spread)
     return table
 
 

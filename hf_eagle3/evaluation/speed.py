@@ -86,7 +86,7 @@ def summarise(name: str, trials: Sequence[Trial]) -> Speed:
     if not trials:
         raise ValueError(f"There is no question to summarise for {name}: at least one is needed.")
     ratios = [trial.ratio() for trial in trials]
-    low, high = _quartiles(ratios)
+    low, high = quartiles(ratios)
     lengths = [length for trial in trials for length in trial.runs["drafted"].acceptance_lengths]
     verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
     with_lookup = [trial.ratio("lookup") for trial in trials if "lookup" in trial.runs]
@@ -122,7 +122,8 @@ def _try_out(
     return Trial(question, runs, verdict)
 
 
-def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The first and the third; of a single value, that value twice."""
     if len(values) == 1:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -12,7 +12,7 @@ from ..data.features import Example, FeatureCache
 
 @dataclass
 class Batch:
-    """Right-padded examples: `ids`, `answers`, `argmax` `[batch, tokens]`, `features` and `last_hidden` with a width."""
+    """Right-padded examples, `[batch, tokens]` each; `features` and `last_hidden` have a width besides."""
 
     ids: torch.Tensor
     answers: torch.Tensor
@@ -41,18 +41,20 @@ def choose_vocabulary(mass: torch.Tensor, size: int, always: list[int]) -> torch
     return ranked.topk(min(size, len(mass))).indices.sort().values
 
 
-def feature_scale(cache: FeatureCache, indices: list[int], sample: int = 64) -> torch.Tensor:
-    """One over the root mean square of each feature over the answers of `sample` examples, float32 `[width]`.
+def feature_scale(cache: FeatureCache, indices: list[int], boundaries: int = 3, sample: int = 64) -> torch.Tensor:
+    """Factors, float32 `[boundaries * hidden]`, that bring all features to one level: the deepest boundary's median.
 
     Residual streams have a few dimensions hundreds of times larger than the rest; scaled, one learning rate suits all.
-    Prompts are left out: the first token alone may carry states that dwarf everything else.
+    The level is what the target's last layer, from which a fresh head is made, is used to. Root mean squares are
+    taken over the answers of `sample` examples: the first token alone may carry states that dwarf all others.
     """
     total, count = torch.zeros(()), 0
     for index in indices[:sample]:
         example = cache[index]
         rows = example.features[example.answers].float()
         total, count = total + rows.square().sum(0), count + len(rows)
-    return (total / max(count, 1)).clamp(min=1e-12).rsqrt()
+    size = (total / max(count, 1)).clamp(min=1e-12).sqrt()
+    return size[-len(size) // boundaries :].median() / size
 
 
 def split(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:

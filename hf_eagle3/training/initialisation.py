@@ -6,6 +6,8 @@ norm gains folded into the projections and norms of 1; the output rows are the t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 
@@ -33,27 +35,31 @@ def fresh_head(
 
 
 def copy_last_layer(head: Eagle3DraftModel, target: PreTrainedModel) -> None:
-    """Copy what fits of the target's last decoder layer; a target built otherwise than Llama leaves the head random."""
-    layers = getattr(target.get_decoder(), "layers", None)
+    """Copy what fits of the target's last decoder layer; one that is built otherwise than Llama's is left out."""
+    layers: Any = getattr(target.get_decoder(), "layers", None)
     source = layers[-1] if layers is not None else None
-    attention, mlp = getattr(source, "self_attn", None), getattr(source, "mlp", None)
-    if source is None or attention is None or mlp is None:
-        return
-    ours, width = head.layers[0], head.config.hidden_size
-    before = _gain(getattr(source, "input_layernorm", None), width)
-    after = _gain(getattr(source, "post_attention_layernorm", None), width)
-    for name in ("q_proj", "k_proj", "v_proj"):
-        theirs, mine = getattr(attention, name, None), getattr(ours.self_attn, name).weight
-        if theirs is not None and theirs.weight.shape == (mine.shape[0], width):
-            mine[:, width:] = theirs.weight * before
-    pairs = [(ours.self_attn.o_proj, getattr(attention, "o_proj", None), None)]
-    pairs += [(getattr(ours.mlp, name), getattr(mlp, name, None), after) for name in ("gate_proj", "up_proj")]
-    pairs += [(ours.mlp.down_proj, getattr(mlp, "down_proj", None), None)]
-    for mine, theirs, gain in pairs:
-        if theirs is not None and theirs.weight.shape == mine.weight.shape:
-            mine.weight.copy_(theirs.weight if gain is None else theirs.weight * gain)
+    ours: Any = head.layers[0]
+    before = _gain(getattr(source, "input_layernorm", None), head.config.hidden_size)
+    after = _gain(getattr(source, "post_attention_layernorm", None), head.config.hidden_size)
+    for block, name, gain in [
+        ("self_attn", "q_proj", before),
+        ("self_attn", "k_proj", before),
+        ("self_attn", "v_proj", before),
+        ("self_attn", "o_proj", None),
+        ("mlp", "gate_proj", after),
+        ("mlp", "up_proj", after),
+        ("mlp", "down_proj", None),
+    ]:
+        theirs = getattr(getattr(source, block, None), name, None)
+        if theirs is None:
+            continue
+        weight = theirs.weight if gain is None else theirs.weight * gain
+        mine = getattr(getattr(ours, block), name).weight
+        hidden_half = mine[:, -weight.shape[1] :]  # queries, keys and values read [embedding ; hidden]
+        if hidden_half.shape == weight.shape:
+            hidden_half.copy_(weight)
 
 
-def _gain(norm: torch.nn.Module | None, width: int) -> torch.Tensor:
+def _gain(norm: Any, width: int) -> torch.Tensor:
     weight = getattr(norm, "weight", None)
     return weight.detach().float() if weight is not None and weight.shape == (width,) else torch.ones(width)

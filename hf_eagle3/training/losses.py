@@ -12,7 +12,7 @@ import torch
 
 
 class SoftCrossEntropy(torch.autograd.Function):
-    """Mean over rows of `-sum_D p log softmax(logits)`, in few passes: on a CPU its memory traffic is half of training.
+    """Mean over rows of `-sum_D p log softmax(logits)`, in few passes: its memory traffic is what costs on a CPU.
 
     `logits` and `probs` are `[rows, draft_vocab]`; `probs` sums to 1 and takes no gradient. Only the gradient is kept,
     in the dtype of `logits`.
@@ -29,7 +29,7 @@ class SoftCrossEntropy(torch.autograd.Function):
         return total / max(len(logits), 1)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * (upstream / max(len(gradient), 1)).to(gradient.dtype), None
 
@@ -41,6 +41,6 @@ def soft_cross_entropy(logits: torch.Tensor, probs: torch.Tensor) -> torch.Tenso
 
 
 def step_weights(steps: int, decay: float = 0.8) -> list[float]:
-    """`decay ** i` for each step, normalised to sum 1 so that the number of steps does not change the learning rate."""
+    """`decay ** i` for each step, normalised to sum 1: the number of steps must not change the learning rate."""
     weights = [decay**step for step in range(steps)]
     return [weight / sum(weights) for weight in weights]

@@ -22,8 +22,8 @@ from .rollout import pack_rows, rollout, supervision, take
 class Teacher:
     """The target's distributions on the draft vocabulary at every answer-predicting position, and where they stand.
 
-    `probs [positions, draft_vocab]`; `place [batch, tokens]` int64 index into it; `inside [batch, tokens]` bool: the full
-    argmax is a draft token.
+    `probs [positions, draft_vocab]`; `place [batch, tokens]` int64 index into it; `inside [batch, tokens]` bool: the
+    full argmax is a draft token.
     """
 
     probs: torch.Tensor
@@ -32,7 +32,7 @@ class Teacher:
 
 
 class Objective(nn.Module):
-    """Loss of a head on a batch. `embeddings [vocab, hidden]` and `output [draft_vocab, hidden]` are the target's, frozen.
+    """Loss of a head on a batch; the target's `embeddings [vocab, hidden]` and `output [draft_vocab, hidden]` stay.
 
     `feature_scale` multiplies the features (see [`fold_scale`]); the head's draft vocabulary must be set before.
     """
@@ -91,8 +91,8 @@ class Objective(nn.Module):
     def prefix_hits(self, batch: Batch, steps: int) -> torch.Tensor:
         """`[steps, 2]`: how many rows had steps `0..i` all equal to the target's argmax, and how many could have.
 
-        An argmax outside the draft vocabulary is a miss. A row counts while the data follows the target's argmax too, so
-        that what the chain was fed is what it would have drafted.
+        An argmax outside the draft vocabulary is a miss. A row counts while the data follows the target's argmax too,
+        so that what the chain was fed is what it would have drafted.
         """
         valid = supervision(batch.answers, steps)
         rows, alive = pack_rows(valid[0])

@@ -1,14 +1,16 @@
 """Training-time test: the head's own drafting steps, unrolled over every supervised position at once.
 
-Row `t` of step `i` is what inference meets when a chain that starts after position `t` reaches its level `i`: the fused
-feature `f_t` at step 0 and the row's own previous output later, the embedding of data token `x_{t+1+i}`, RoPE position
-`t + i`, the keys of step-0 rows `0..t` and the row's own keys of steps `1..i`. Its target is the target model's
-distribution at position `t + 1 + i`. Gradients flow through everything (EAGLE-3, arXiv 2503.01840, section 3.2).
+Row `t` of step `i` is what inference meets when a chain that starts after position `t` reaches its level `i`: the
+fused feature `f_t` at step 0 and the row's own previous output later, the embedding of data token `x_{t+1+i}`, RoPE
+position `t + i`, the keys of step-0 rows `0..t` and the row's own keys of steps `1..i`. Its target is the target
+model's distribution at position `t + 1 + i`. Gradients flow through everything (EAGLE-3, arXiv 2503.01840, section
+3.2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -19,8 +21,8 @@ from ..modeling_eagle3 import Eagle3DraftModel
 def supervision(answers: torch.Tensor, steps: int) -> torch.Tensor:
     """V(t, i): bool `[steps, batch, tokens]` from the bool answer mask `[batch, tokens]`.
 
-    Row `t` is supervised at step `i` when tokens `t+1 .. t+2+i` all are answer tokens of one turn: then the chain could
-    have started there, and the token it predicts exists.
+    Row `t` is supervised at step `i` when tokens `t+1 .. t+2+i` all are answer tokens of one turn: then the chain
+    could have started there, and the token it predicts exists.
     """
     tokens = answers.shape[1]
     position = torch.arange(tokens, device=answers.device).expand_as(answers)
@@ -33,7 +35,7 @@ def supervision(answers: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def pack_rows(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of the set entries of a bool `[batch, tokens]`: int64 `[batch, most]`, padded with 0, and its validity."""
+    """Positions of the set entries of a bool `[batch, tokens]`, int64 `[batch, most]`, and which are no padding."""
     counts = mask.sum(-1)
     order = mask.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, : max(int(counts.max()), 1)]
     valid = torch.arange(order.shape[1], device=mask.device)[None] < counts[:, None]
@@ -67,7 +69,7 @@ def rollout(
     """
     if len(head.layers) != 1:
         raise ValueError(f"The head has {len(head.layers)} layers; this rollout unrolls heads of one layer only.")
-    layer = head.layers[0]
+    layer: Any = head.layers[0]
     attention = layer.self_attn
     every = torch.arange(fused.shape[1], device=fused.device).expand(fused.shape[:2])
     wide = torch.cat((layer.input_layernorm(take(embeddings, every + 1)), layer.hidden_norm(fused)), dim=-1)

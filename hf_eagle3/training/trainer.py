@@ -1,7 +1,7 @@
 """The loop: batches in, a head out, stopped by time or by epochs, resumed from its last checkpoint.
 
-Everything random is drawn from `(seed, epoch)` or `(seed, step)`, so a resumed run takes exactly the batches and anchors
-that the uninterrupted one would have taken.
+Everything random is drawn from `(seed, epoch)` or `(seed, step)`, so a resumed run takes exactly the batches and
+anchors that the uninterrupted one would have taken.
 """
 
 from __future__ import annotations
@@ -61,7 +61,13 @@ class HeadTrainer:
     def __init__(
         self, objective: Objective, cache: FeatureCache, train_indices: list[int], recipe: Recipe, folder: Path | None
     ) -> None:
-        self.objective, self.cache, self.indices, self.recipe, self.folder = objective, cache, train_indices, recipe, folder
+        self.objective, self.cache, self.indices, self.recipe, self.folder = (
+            objective,
+            cache,
+            train_indices,
+            recipe,
+            folder,
+        )
         self.parameters = [parameter for parameter in objective.head.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=0.0, fused=True
@@ -78,8 +84,8 @@ class HeadTrainer:
         taken = 0
         self.objective.train()
         while self.share() < 1.0 and (max_steps is None or taken < max_steps):
+            started = time.monotonic()
             for batch in self._rest_of_epoch():
-                started = time.monotonic()
                 self.progress.loss = self._train_on(batch)
                 self.progress.step += 1
                 self.progress.position += 1
@@ -87,6 +93,7 @@ class HeadTrainer:
                 taken += 1
                 if every_step is not None:
                     every_step(self.progress)
+                started = time.monotonic()  # what `every_step` takes is not training
                 if self.share() >= 1.0 or taken == max_steps:
                     break
             else:

@@ -84,7 +84,7 @@ class OracleDrafter(TreeDrafter):
         state: Any = None,
         max_length: int | None = None,
     ) -> None:
-        super().__init__(head.config.boundaries_for(target.config.num_hidden_layers), shape, max_length)
+        super().__init__(head.config.boundaries_for(target.config.get_text_config(decoder=True).num_hidden_layers), shape, max_length)
         self.head = head
         self.record = Record(shape)
         head.records.append(self.record)

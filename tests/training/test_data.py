@@ -74,9 +74,9 @@ def test_pieces_render_what_the_template_renders(tokenizer: PreTrainedTokenizerF
     rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
     one, two, three = (tokenizer(word)["input_ids"] for word in ("w0", "w1", "w2"))
     parts = [pieces.before_user(), one, pieces.after_user, two, pieces.after_answer, three, pieces.after_user]
-    assert sum(parts, []) == rendered
+    assert [token for part in parts for token in part] == rendered
+    tokenizer.chat_template = "nothing"
     with pytest.raises(ValueError, match="cannot self-prompt"):
-        tokenizer.chat_template = "nothing"
         ChatPieces(tokenizer)
 
 
@@ -87,10 +87,13 @@ def test_roles_follow_the_template(target: LlamaForCausalLM, tokenizer: PreTrain
     assert any(conversation.about["turns"] == 2 for conversation in conversations)
     for conversation in conversations:
         ids, roles = conversation.ids, conversation.roles
-        assert len(ids) == len(roles) and 0 < conversation.answer_tokens < len(ids)
+        assert len(ids) == len(roles)
+        assert 0 < conversation.answer_tokens < len(ids)
         first = roles.index(ANSWER)
         assert ids[first - len(pieces.after_user) : first] == pieces.after_user
-        assert roles[first - 1] == TEMPLATE and USER in roles[:first] and roles[-1] == ANSWER
+        assert roles[first - 1] == TEMPLATE
+        assert USER in roles[:first]
+        assert roles[-1] == ANSWER
         assert (ids[-1] == STOP) == conversation.about["finished"]
         for i in range(1, len(ids)):
             if roles[i - 1] == ANSWER and roles[i] != ANSWER:
@@ -115,7 +118,8 @@ def test_writing_is_seeded_and_resumable(
     assert one == two
     more = write_conversations(target, tokenizer, tmp_path / "one", replace(PLAN, answer_tokens=500), slots=4)
     longer = list(load_conversations(tmp_path / "one"))
-    assert longer[: len(one)] == one and more >= 500
+    assert longer[: len(one)] == one
+    assert more >= 500
     assert sum(conversation.answer_tokens for conversation in longer) == more
     assert longer[len(one)] != one[0]
 
@@ -141,7 +145,8 @@ def test_features_captured_while_decoding_are_the_extracted_ones(
     torch.testing.assert_close(captured.mass, extracted.mass, atol=1e-3, rtol=1e-3)
     for index in range(len(captured)):
         one, two = captured[index], extracted[index]
-        assert torch.equal(one.ids, two.ids) and torch.equal(one.answers, two.answers)
+        assert torch.equal(one.ids, two.ids)
+        assert torch.equal(one.answers, two.answers)
         torch.testing.assert_close(one.features, two.features, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(one.last_hidden, two.last_hidden, atol=1e-4, rtol=1e-4)
     with torch.inference_mode():
@@ -174,7 +179,9 @@ def test_repetition_counts_repeated_grams(ids: list[int]) -> None:
 
 
 def test_filters() -> None:
-    assert loops([1, 2, 3] * 30) and not loops(list(range(90))) and not loops([1, 2, 3] * 10)
+    assert loops([1, 2, 3] * 30)
+    assert not loops(list(range(90)))
+    assert not loops([1, 2, 3] * 10)
     assert acceptable_prompt("What is a bee?", list(range(5)))
     assert not acceptable_prompt("Hi", [1, 2])
     assert not acceptable_prompt("é" * 20, list(range(20)))
@@ -184,8 +191,10 @@ def test_filters() -> None:
 def test_uniqueness(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     register = Uniqueness(per_prefix=2)
-    assert register.admit("What is a bee?") and not register.admit("what is a  BEE")
-    assert register.admit("Tell me one two three four five") and register.admit("Tell me one two three six")
+    assert register.admit("What is a bee?")
+    assert not register.admit("what is a  BEE")
+    assert register.admit("Tell me one two three four five")
+    assert register.admit("Tell me one two three six")
     assert not register.admit("Tell me one two three seven")
     assert register.admit("Opening: tell me", "tell me other things entirely now")
 

@@ -136,7 +136,8 @@ def test_every_step_teaches_the_fusion(
     states = list(rollout(head, head.fuse(features), embeddings, every_row(1, features.shape[1]), STEPS))
     head.zero_grad()
     head.lm_head(head.norm(states[step])).square().mean().backward()
-    assert head.fc.weight.grad is not None and head.fc.weight.grad.abs().max() > 0
+    assert head.fc.weight.grad is not None
+    assert head.fc.weight.grad.abs().max() > 0
 
 
 def test_two_layers_are_refused(head: Eagle3DraftModel, sequence: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -33,7 +33,9 @@ def cache(target: LlamaForCausalLM, tmp_path: Path) -> FeatureCache:
         row = Conversation()
         row.extend(torch.randint(2, 64, (5,), generator=generator).tolist(), 0)
         prompt = torch.tensor([row.ids])
-        answer = target.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=length, do_sample=False)
+        answer = target.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=length, do_sample=False
+        )
         row.extend(answer[0, 5:].tolist(), 2)
         rows.append(row)
     save_conversations(rows, tmp_path / "data" / "conversations-00000.safetensors")
@@ -49,7 +51,7 @@ def objective_for(target: LlamaForCausalLM, cache: FeatureCache, size: int = 40)
     return Objective(head, target.get_input_embeddings().weight, output, scale)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_soft_cross_entropy_is_the_plain_one(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     logits = (3 * torch.randn(7, 50)).to(dtype).requires_grad_()
@@ -70,7 +72,7 @@ def test_step_weights() -> None:
 
 
 def test_the_objective_is_its_definition(target: LlamaForCausalLM, cache: FeatureCache) -> None:
-    """Row by row and without any gathering: V(t, i), dropped rows, renormalised teacher, weights; values and gradients."""
+    """Row by row, nothing gathered: V(t, i), dropped rows, renormalised teacher, weights; values and gradients."""
     objective, steps = objective_for(target, cache, 12), 3
     head, batch = objective.head, collate([cache[i] for i in range(4)])
     loss, _ = objective(batch, steps)
@@ -131,7 +133,8 @@ def test_prefix_hits_count_what_a_chain_would_hit(target: LlamaForCausalLM, cach
 def test_vocabulary_split_and_buckets(cache: FeatureCache) -> None:
     assert choose_vocabulary(torch.tensor([5.0, 1.0, 3.0, 0.0, 4.0]), 3, [3]).tolist() == [0, 3, 4]
     train, held_out = split(len(cache), 5, 0)
-    assert len(held_out) == 2 and sorted(train + held_out) == list(range(len(cache)))
+    assert len(held_out) == 2
+    assert sorted(train + held_out) == list(range(len(cache)))
     batches = bucketed(cache, train, 120, 0)
     assert sorted(index for batch in batches for index in batch) == train
     assert all(len(batch) * max(map(cache.length, batch)) <= 120 or len(batch) == 1 for batch in batches)
@@ -145,7 +148,9 @@ def test_padding_changes_nothing(target: LlamaForCausalLM, cache: FeatureCache) 
     apart: torch.Tensor = sum(objective.prefix_hits(collate([example]), 2) for example in examples)  # type: ignore
     assert torch.equal(together, apart)
     batch: Batch = collate(examples)
-    assert not (batch.answers & (torch.arange(batch.ids.shape[1]) >= torch.tensor([[len(e.ids)] for e in examples]))).any()
+    assert not (
+        batch.answers & (torch.arange(batch.ids.shape[1]) >= torch.tensor([[len(e.ids)] for e in examples]))
+    ).any()
 
 
 def test_resuming_takes_the_same_steps(target: LlamaForCausalLM, cache: FeatureCache, tmp_path: Path) -> None:
@@ -164,16 +169,17 @@ def test_resuming_takes_the_same_steps(target: LlamaForCausalLM, cache: FeatureC
             trainer.save()
         return found
 
-    whole, parts = losses(tmp_path / "whole", [9]), losses(tmp_path / "parts", [3, 2, 4])
-    assert whole == pytest.approx(parts, abs=1e-6) and len(whole) == 9
-    assert whole[-1] < whole[0]
+    whole, parts = losses(tmp_path / "whole", [7]), losses(tmp_path / "parts", [3, 2, 2])
+    assert whole == pytest.approx(parts, abs=1e-6)
+    assert len(whole) == 7
 
 
 def test_the_run_ends_where_the_recipe_says(target: LlamaForCausalLM, cache: FeatureCache) -> None:
     indices = list(range(len(cache)))
     trainer = HeadTrainer(objective_for(target, cache), cache, indices, RECIPE, None)
     progress = trainer.run()
-    assert progress.step == 2 * trainer.per_epoch and trainer.share() == 1.0
+    assert progress.step == 2 * trainer.per_epoch
+    assert trainer.share() == 1.0
     hurried = HeadTrainer(objective_for(target, cache), cache, indices, replace(RECIPE, max_minutes=1e-6), None)
     assert hurried.run().step == 1
 
@@ -181,8 +187,11 @@ def test_the_run_ends_where_the_recipe_says(target: LlamaForCausalLM, cache: Fea
 def test_schedule_warms_up_and_cools_down() -> None:
     values = [schedule(share / 100, RECIPE) for share in range(101)]
     top = values.index(max(values))
-    assert values[0] < 0.1 and max(values) <= 1.0 and values[-1] == pytest.approx(RECIPE.final_share)
-    assert values[: top + 1] == sorted(values[: top + 1]) and values[top:] == sorted(values[top:], reverse=True)
+    assert values[0] < 0.1
+    assert max(values) <= 1.0
+    assert values[-1] == pytest.approx(RECIPE.final_share)
+    assert values[: top + 1] == sorted(values[: top + 1])
+    assert values[top:] == sorted(values[top:], reverse=True)
 
 
 def test_export_folds_the_feature_scale(target: LlamaForCausalLM, cache: FeatureCache, tmp_path: Path) -> None:
@@ -191,8 +200,11 @@ def test_export_folds_the_feature_scale(target: LlamaForCausalLM, cache: Feature
     trainer.export(tmp_path / "head", torch.float32)
     head = Eagle3DraftModel.from_pretrained(tmp_path / "head")
     raw = cache[0].features
-    torch.testing.assert_close(head.fuse(raw), objective.head.fuse(raw * objective.feature_scale), atol=1e-5, rtol=1e-5)
-    assert torch.equal(head.d2t, objective.head.d2t) and head.config.target_boundaries == BOUNDARIES
+    torch.testing.assert_close(
+        head.fuse(raw), objective.head.fuse(raw * objective.feature_scale), atol=1e-5, rtol=1e-5
+    )
+    assert torch.equal(head.d2t, objective.head.d2t)
+    assert head.config.target_boundaries == BOUNDARIES
     assert not any("embed_tokens" in name for name in head.state_dict())
 
 
@@ -208,7 +220,15 @@ def test_train_from_nothing_to_a_head(
         target, tokenizer, tmp_path / "head", tmp_path / "work", answer_tokens=600, draft_vocab_size=40,
         recipe=replace(RECIPE, epochs=1.0), boundaries=BOUNDARIES,
     )  # fmt: skip
-    assert measured["answer_tokens"] >= 600 and len(measured["held_out_prefix_hits"]) == 5
+    assert measured["answer_tokens"] >= 600
+    assert len(measured["held_out_prefix_hits"]) == 5
     assert json.loads((tmp_path / "head" / "training.json").read_text()) == measured
     head = Eagle3DraftModel.from_pretrained(tmp_path / "head")
-    assert head.dtype == torch.bfloat16 and head.config.draft_vocab_size == 40
+    assert head.dtype == torch.bfloat16
+    assert head.config.draft_vocab_size == 40
+    again = make_head(
+        target, tokenizer, tmp_path / "other", tmp_path / "new-work", draft_vocab_size=40,
+        data=tmp_path / "work" / "text", recipe=replace(RECIPE, epochs=1.0), boundaries=BOUNDARIES,
+    )  # fmt: skip
+    assert again["conversations"] == measured["conversations"]
+    assert again["answer_tokens"] == measured["answer_tokens"]
