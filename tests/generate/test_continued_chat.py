@@ -124,6 +124,14 @@ def test_plain_generate_goes_on_from_our_cache(golden_target, golden_head, plain
     assert mean_acceptance(third) > 1.0
 
 
+def test_turns_in_and_out_of_inference_mode(golden_target, golden_head, plain) -> None:
+    with torch.inference_mode():
+        first = say(golden_target, FIRST, golden_head)
+    second = say(golden_target, then(first), golden_head, first.past_key_values)
+    assert second.sequences.tolist() == plain[1].sequences.tolist()
+    assert mean_acceptance(second) > 1.2
+
+
 def test_cropped_cache(golden_target, golden_head) -> None:
     """The user takes part of the answer back: what the head remembers of it must go too."""
     first = say(golden_target, FIRST, golden_head)

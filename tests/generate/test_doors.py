@@ -117,6 +117,29 @@ def test_a_target_in_a_peft_model(golden_head) -> None:
     compare(adapted, golden_head, {"max_new_tokens": 20, "eos_token_id": None}, input_ids=prompt(12, vocabulary=500))
 
 
+# ---------------------------------------------------------------------- transformers' pipeline
+
+
+@pytest.mark.parametrize("how", ["when made", "when called"])
+def test_text_generation_pipeline(golden_target, golden_head, how: str) -> None:
+    from conftest import GOLDEN
+    from transformers import AutoTokenizer, pipeline
+
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "llama_target")
+    text, call = "<t17> <t33> <t48> <t7>", {"max_new_tokens": 24, "do_sample": False}
+    plain = pipeline("text-generation", model=golden_target, tokenizer=tokenizer)(text, **call)
+    forwards: list[int] = []
+    hook = golden_target.register_forward_pre_hook(lambda *given: forwards.append(1))
+    more = {"assistant_model": golden_head}
+    if how == "when made":
+        drafted = pipeline("text-generation", model=golden_target, tokenizer=tokenizer, **more)(text, **call)
+    else:
+        drafted = pipeline("text-generation", model=golden_target, tokenizer=tokenizer)(text, **call, **more)
+    hook.remove()
+    assert drafted == plain
+    assert len(forwards) < 24 / 1.2
+
+
 # ---------------------------------------------------------------------- install and uninstall
 
 

@@ -145,10 +145,43 @@ def test_only_the_first_token_has_room() -> None:
         assert out.tolist() == target.generate(ids, max_new_tokens=new).tolist()
 
 
+def test_own_positions_to_the_very_last() -> None:
+    """Positions given by the user, which end at the limit though the text is short."""
+    target = gpt2_target(40)
+    head = oracle(target)
+    options = {"max_new_tokens": 12, "position_ids": torch.arange(9)[None] + 20}
+    head.learn(target.generate(prompt(), **options))
+    compare(target, head, options, learn=False, input_ids=prompt())
+
+
 def test_rotary_context_does_not_end_a_text() -> None:
     """Plain `generate` runs past a RoPE target's `max_position_embeddings`; so does it with a head."""
     target = tiny_target(max_position_embeddings=24)
     compare(target, oracle(target), {"max_new_tokens": 30}, input_ids=prompt())
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", "dynamic"), ("llama", "longrope"), ("phi3", "longrope")])
+def test_rotary_frequencies_that_change_with_the_length(family: str, kind: str) -> None:
+    """Some targets turn other frequencies on when a text outgrows 24 tokens (Phi-3 even computes its cache anew). A tree
+    may stand on both sides of that point; the tokens must be plain `generate`'s, or the call refused in one sentence."""
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 24}
+    fields: dict[str, Any] = {"max_position_embeddings": 24 if kind == "dynamic" else 96, "rope_parameters": rope}
+    if family == "phi3":
+        fields["original_max_position_embeddings"] = 24
+    target = tiny_target(family, **fields)
+    head = oracle(target)
+    compare(target, head, {"max_new_tokens": 14}, input_ids=prompt())  # within the short range
+    plain = target.generate(prompt(), max_new_tokens=40)
+    head.learn(target.generate(prompt(), max_new_tokens=50))
+    try:
+        out = target.generate(prompt(), max_new_tokens=40, assistant_model=head)
+    except ValueError as refusal:
+        assert "24" in str(refusal)
+        assert "\n" not in str(refusal)
+    else:
+        assert out.tolist() == plain.tolist()
 
 
 # ---------------------------------------------------------------------- where plain `generate` refuses

@@ -100,6 +100,22 @@ def test_returned_cache(family: str) -> None:
         same_cache(compare(target, head, {"max_new_tokens": limit}, input_ids=prompt()))
 
 
+def test_returned_cache_drops_what_slides_out() -> None:
+    """Plain `generate` goes on from it past the window: same text, and no more memory than plain's own cache takes."""
+    target = tiny_target("mistral", sliding_window=32)
+    pair = compare(target, oracle(target), {"max_new_tokens": 8}, input_ids=prompt())
+    ids = torch.cat((pair.plain.sequences, prompt(6, seed=2)), dim=1)
+    plain, ours = (
+        target.generate(
+            ids, max_new_tokens=40, past_key_values=out.past_key_values, return_dict_in_generate=True
+        )
+        for out in (pair.plain, pair.drafted)
+    )
+    assert ours.sequences.tolist() == plain.sequences.tolist()
+    for one, other in zip(ours.past_key_values.layers, plain.past_key_values.layers, strict=True):
+        assert one.keys.shape == other.keys.shape
+
+
 def test_returned_cache_after_a_stop(target, head) -> None:
     new = target.generate(prompt(), max_new_tokens=12)[0, 9:].tolist()
     for place in range(3, 10):

@@ -103,6 +103,45 @@ def test_falcon_with_and_without_alibi_are_different_targets(alibi: bool) -> Non
     assert max(out.acceptance_lengths[0]) > 1
 
 
+# ---------------------------------------------------------------------- what must not be held against a target
+
+
+def drafts_well(target) -> None:
+    head = oracle(target)
+    head.learn(target.generate(prompt(), max_new_tokens=30))
+    out = target.generate(prompt(), max_new_tokens=20, assistant_model=head, return_dict_in_generate=True)
+    assert out.sequences.tolist() == target.generate(prompt(), max_new_tokens=20).tolist()
+    assert max(out.acceptance_lengths[0]) > 1
+
+
+def test_a_target_met_in_training_mode() -> None:
+    """With dropout on no two forwards agree; once it is off the target must be as welcome as any."""
+    target = unmet(attention_dropout=0.5).train()
+    try:
+        target.generate(prompt(), max_new_tokens=6, assistant_model=oracle(target))
+    except ValueError as refusal:
+        assert "\n" not in str(refusal)
+    drafts_well(target.eval())
+
+
+def test_memory_that_ran_out_once() -> None:
+    """No verdict on the target: the error is the user's to see, and the next call finds things as they should be."""
+
+    class ShortOfMemory(LlamaForCausalLM):
+        left = 1
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            if self.left:
+                self.left -= 1
+                raise torch.OutOfMemoryError("out of memory")
+            return super().forward(*args, **kwargs)
+
+    target = unmet(ShortOfMemory)
+    with pytest.raises(torch.OutOfMemoryError):
+        target.generate(prompt(), max_new_tokens=6, assistant_model=oracle(target))
+    drafts_well(target)
+
+
 # ---------------------------------------------------------------------- and nothing else is noticed
 
 

@@ -131,5 +131,13 @@ def test_guidance(target, head) -> None:
     compare(target, head, options, input_ids=prompt())
 
 
+def test_watermark_with_a_state(target, head) -> None:
+    """SynthID's processor remembers the contexts that it has marked."""
+    from transformers import SynthIDTextWatermarkingConfig
+
+    marked = SynthIDTextWatermarkingConfig(ngram_len=3, keys=[11, 22, 33, 44, 55, 66], context_history_size=64)
+    compare(target, head, {"max_new_tokens": 20, "watermarking_config": marked}, input_ids=prompt())
+
+
 def test_watermark(target, head) -> None:
     compare(target, head, {"max_new_tokens": 20, "watermarking_config": {"bias": 20.0}}, input_ids=prompt())

@@ -139,6 +139,22 @@ def test_within_and_beyond_a_sliding_window() -> None:
     assert "48" in refusal(target, head, says="sliding window", input_ids=prompt(50))
 
 
+def test_beyond_a_sliding_window_when_only_new_tokens_are_given() -> None:
+    """The cache counts, too: 28 positions are in it, of which the new call's ids say nothing."""
+    target = tiny_target("mistral", sliding_window=48)
+    first = target.generate(prompt(), max_new_tokens=20, return_dict_in_generate=True)
+    ids = torch.cat((first.sequences[:, -1:], prompt(6, seed=2)), dim=1)
+    call = {"attention_mask": torch.ones(1, 28 + 7, dtype=torch.long), "max_new_tokens": 20}
+    refusal(target, oracle(target), says="48", input_ids=ids, past_key_values=first.past_key_values, **call)
+
+
+def test_beyond_a_sliding_window_from_embeddings() -> None:
+    """A prompt of embeddings counts, though it has no ids."""
+    target = tiny_target("mistral", sliding_window=48)
+    embeds = target.get_input_embeddings()(prompt(40)).detach()
+    refusal(target, oracle(target), says="48", input_ids=None, inputs_embeds=embeds, max_new_tokens=20)
+
+
 def test_a_target_with_both_kinds_of_layers_within_the_window() -> None:
     """Every other layer sliding, as in Gemma: masks come as one tensor for both."""
     kinds = ["sliding_attention", "full_attention"] * 3 + ["full_attention"]

@@ -65,6 +65,7 @@ def compare(
     plain = target.generate(**inputs, **(asked | fresh(options)))
     drafted = target.generate(**inputs, **(asked | fresh(options)), assistant_model=head)
     assert drafted.sequences.tolist() == plain.sequences.tolist()
+    assert drafted.sequences.dtype == plain.sequences.dtype
     assert mean_acceptance(drafted) > least
     return Pair(plain, drafted)
 
