@@ -5,6 +5,8 @@ Knows transformers' caches and nothing else of this package.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,39 +16,41 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLay
 GROWING_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-def check_cache(cache: object, config: PreTrainedConfig, longest: int) -> None:
+def check_cache(cache: object, config: PreTrainedConfig) -> None:
     """Refuse a cache that cannot drop the rejected nodes of a tree.
 
     Args:
         cache: what `generate` prepared or the user passed.
         config: the target's; it may ask for layers that the user's cache does not have.
-        longest: most positions the cache will ever hold, the last tree included.
 
     Raises:
-        ValueError: naming the cache and what to use instead, or the sliding window that is too small.
+        ValueError: naming the cache and what to use instead.
     """
     if not isinstance(cache, Cache) or getattr(cache, "offloading", False):
         what = "an offloaded cache" if isinstance(cache, Cache) else type(cache).__name__
         raise ValueError(
             f"Got {what} as the target's cache, but a draft tree needs a `DynamicCache`; pass one, or none at all."
         )
-    wanted = DynamicCache(config=config.get_text_config(decoder=True)).layers
-    layers: list[Any] = [*cache.layers, *wanted]
-    for layer in layers:
-        if isinstance(layer, DummyLayer):
-            continue
-        if type(layer) not in GROWING_LAYERS:
+    for layer in [*cache.layers, *DynamicCache(config=config.get_text_config(decoder=True)).layers]:
+        if type(layer) not in (*GROWING_LAYERS, DummyLayer):
             raise ValueError(
                 f"The target's cache has layers of type {type(layer).__name__}, from which rejected draft tokens "
                 "cannot be dropped; use a target with plain attention and a `DynamicCache` (no "
                 "`cache_implementation`)."
             )
-        if layer.is_sliding and longest > layer.sliding_window:
-            raise ValueError(
-                f"Prompt, new tokens and draft tree may take {longest} positions, but the target attends through a "
-                f"sliding window of {layer.sliding_window}, beyond which drafting is not supported yet; lower "
-                "`max_new_tokens`, or call `generate` without a head."
-            )
+
+
+@contextmanager
+def recording(cache: Cache) -> Iterator[None]:
+    """Let sliding layers keep what slides out, so that a tree can be taken back; afterwards they are as before."""
+    layers: list[Any] = [layer for layer in cache.layers if getattr(layer, "is_sliding", False)]
+    before = [layer.record_past for layer in layers]
+    cache.activate_past_recording()
+    try:
+        yield
+    finally:
+        for layer, recorded in zip(layers, before, strict=True):
+            layer.record_past = recorded
 
 
 def keep_path(cache: Cache, prefix_len: int, path: list[int]) -> None:

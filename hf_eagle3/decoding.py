@@ -15,8 +15,9 @@ from transformers.generation.logits_process import PrefixConstrainedLogitsProces
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .acceptance import greedy, sample, walk
-from .cache import check_cache, keep_path
+from .cache import check_cache, keep_path, recording
 from .drafters.base import TreeDrafter
+from .limits import check_length, last_position
 from .tree import DraftTree
 from .verification import Verified, captured, verify
 
@@ -77,19 +78,20 @@ class TreeDecoding:
         self.logits: list[torch.Tensor] = []
         self.acceptance_lengths: list[int] = []
         self.finished = False
-        self.max_positions = getattr(target.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self.last_position = last_position(target.config)
 
     def run(self) -> TreeDecoderOnlyOutput | torch.Tensor:
         """Generate until a criterion stops it; what plain `generate` returns, plus the acceptance lengths."""
         self._check()
-        self._prefill()
-        try:
-            while not self.finished:
-                self._round()
-        except BaseException:
-            # The cache may be the caller's, who may go on with it: no rejected node stays behind in it.
-            keep_path(self.cache, self.cached, [])
-            raise
+        with recording(self.cache):
+            self._prefill()
+            try:
+                while not self.finished:
+                    self._round()
+            except BaseException:
+                # The cache may be the caller's, who may go on with it: no rejected node stays behind in it.
+                keep_path(self.cache, self.cached, [])
+                raise
         if self.streamer is not None:
             self.streamer.end()
         return self._output()
@@ -97,9 +99,11 @@ class TreeDecoding:
     # ------------------------------------------------------------------ the steps
 
     def _check(self) -> None:
-        nodes = self.drafter.shape.num_assistant_tokens + 1
-        check_cache(self.cache, self.target.config, self.config.max_length + nodes)
-        self.cache.activate_past_recording()
+        check_cache(self.cache, self.target.config)
+        mask, ids = self.model_kwargs.get("attention_mask"), self.input_ids.shape[1]
+        # `generate` notes the length of a mask that it drops: it counts what is only cached, or came as embeddings.
+        prompt = getattr(self.config, "_mask_length", ids) if mask is None else mask.shape[1]
+        check_length(self.target.config, prompt + self.config.max_length - ids)
 
     def _prefill(self) -> None:
         """Run the target over the prompt as plain `generate` does, capture the boundaries, choose the first token."""
@@ -178,7 +182,8 @@ class TreeDecoding:
             return self.choose(scores[0], drafted)
 
         for step in walk(tree.children(0), tree.tokens[0].tolist(), choose):
-            history = torch.cat((history, history.new_tensor([[step.token]])), dim=1)
+            # int64 like the tokens of plain `generate`, whatever integers the prompt came in.
+            history = torch.cat((history, torch.tensor([[step.token]], device=history.device)), dim=1)
             if not self.finished:
                 emitted += 1
                 self._emit(history, step.token)
@@ -217,8 +222,10 @@ class TreeDecoding:
     # ------------------------------------------------------------------ limits and output
 
     def _levels_left(self) -> int | None:
-        """Levels below the root that still have a position in the target's context."""
-        return None if self.max_positions is None else max(0, self.max_positions - 1 - self.cached)
+        """Levels below the root that still have a position on the target. Windows count cached rows, padding too."""
+        if self.last_position is None:
+            return None
+        return max(0, self.last_position - max(self.cached, int(self.root_position.max())))
 
     def _output(self) -> TreeDecoderOnlyOutput | torch.Tensor:
         if not self.config.return_dict_in_generate:

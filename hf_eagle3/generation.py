@@ -113,6 +113,11 @@ def _check_call(target: Any, generation_config: GenerationConfig | None, kwargs:
             "`assistant_ensemble_weight` mixes the draft into the target's distribution, which drafting with a head "
             "leaves as it is; leave it out."
         )
+    if merged.cache_implementation not in (None, "dynamic"):
+        raise ValueError(
+            f"`cache_implementation={merged.cache_implementation!r}` makes a cache from which rejected draft tokens "
+            "cannot be dropped; leave it out, and a head works with the `DynamicCache` that `generate` then makes."
+        )
     mode = merged.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(

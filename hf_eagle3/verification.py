@@ -105,7 +105,7 @@ def check_target(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
     Raises:
         ValueError: if the target cannot run a tree, or the logits differ beyond `PROBE_TOLERANCE`.
     """
-    quick = f"{backend_of(target)} {target.dtype} {list(boundaries)}"
+    quick = f"{backend_of(target)} {target.dtype} {list(boundaries)} training={target.training}"
     if quick in _SEEN.setdefault(target, set()):
         return
     key = hashlib.sha256(f"{type(target)} {quick} {target.config.to_json_string()}".encode()).hexdigest()
@@ -125,6 +125,8 @@ def _probe(target: PreTrainedModel, boundaries: Sequence[int]) -> str | None:
     """What is wrong with tree verification on this target, or `None`."""
     try:
         from_tree, plain = _tree_logits(target, boundaries), _plain_logits(target)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise  # no verdict on the target
     except Exception as error:  # anything that any model's code may raise; it is reported, and the target refused
         reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
         return f"its forward over one raises {type(error).__name__}: {reason}"
@@ -148,7 +150,7 @@ def _probe_ids(target: PreTrainedModel) -> list[int]:
 def _tree_logits(target: PreTrainedModel, boundaries: Sequence[int]) -> torch.Tensor:
     """Logits after the second sibling, after the child, and after one more token once the child's path is kept."""
     ids = torch.tensor([_probe_ids(target)], device=target.device)
-    cache = _fresh_cache(target, longest=9)
+    cache = _fresh_cache(target)
     target(ids[:, :3], past_key_values=cache, use_cache=True)
     parents = torch.tensor([[-1, 0, 0, 1]], device=ids.device)
     tree = DraftTree(ids[:, 3:7], parents, torch.zeros(parents.shape))
@@ -181,10 +183,10 @@ def _step_by_step(target: PreTrainedModel, ids: list[int]) -> list[torch.Tensor]
     return logits
 
 
-def _fresh_cache(target: PreTrainedModel, longest: int) -> DynamicCache:
+def _fresh_cache(target: PreTrainedModel) -> DynamicCache:
     cache = DynamicCache(config=target.config.get_text_config(decoder=True))
     cache.activate_past_recording()
-    check_cache(cache, target.config, longest)
+    check_cache(cache, target.config)
     return cache
 
 

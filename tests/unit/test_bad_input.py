@@ -242,7 +242,7 @@ def test_encoder_decoder_target(saved: Path) -> None:
         ({"num_beams": 2}, ("beam search", "num_beams=2")),
         ({"num_beams": 2, "do_sample": True}, ("beam sample",)),
         ({"use_cache": False}, ("use_cache",)),
-        ({"cache_implementation": "static"}, ("StaticLayer", "DynamicCache")),
+        ({"cache_implementation": "static"}, ("static", "DynamicCache")),
         ({"output_hidden_states": True, "return_dict_in_generate": True}, ("output_hidden_states",)),
         ({"prompt_lookup_num_tokens": 3}, ("another way of drafting",)),
         ({"tree_depth": 0}, ("`tree_depth` is 0",)),

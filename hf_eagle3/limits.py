@@ -1,0 +1,60 @@
+"""How far a sequence may grow before a tree stops being exact on a target, or has no positions left.
+
+Read from the target's config; knows nothing of modules, trees or caches in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.cache_utils import DynamicCache
+
+# Rotary frequencies that depend on the longest position of a forward: a tree that straddles the switch would compute
+# its shallow nodes with the deep ones' frequencies, which no step of plain decoding does.
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+def check_length(config: PreTrainedConfig, longest: int) -> None:
+    """Refuse a call that might write past a sliding window, or past where rotary frequencies change.
+
+    Args:
+        config: the target's.
+        longest: positions that prompt and new tokens may take.
+
+    Raises:
+        ValueError: naming the limit and what to lower.
+    """
+    text = config.get_text_config(decoder=True)
+    for limit, why in [*_windows(text), *_rope_switches(text)]:
+        if longest > limit:
+            raise ValueError(
+                f"Prompt and new tokens may take {longest} positions, but the target {why.format(limit)}, beyond "
+                "which drafting is not supported yet; lower `max_new_tokens`, or call `generate` without a head."
+            )
+
+
+def last_position(config: PreTrainedConfig) -> int | None:
+    """The highest position that a drafted token may take on the target, or `None` if nothing limits it."""
+    text = config.get_text_config(decoder=True)
+    limits = [limit for limit, _ in [*_windows(text), *_rope_switches(text)]]
+    limits += [positions] if (positions := getattr(text, "max_position_embeddings", None)) is not None else []
+    return min(limits) - 1 if limits else None
+
+
+def _windows(text: PreTrainedConfig) -> Iterator[tuple[int, str]]:
+    """Windows of the layers that transformers itself would give a cache of this config."""
+    layers: list[Any] = DynamicCache(config=text).layers
+    for window in {layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)}:
+        yield window, "attends through a sliding window of {}"
+
+
+def _rope_switches(text: Any) -> Iterator[tuple[int, str]]:
+    rope = getattr(text, "rope_parameters", None) or {}
+    nested = [entry for entry in rope.values() if isinstance(entry, dict)]
+    for entry in nested or [rope]:
+        if entry.get("rope_type") in LENGTH_DEPENDENT_ROPE:
+            original = entry.get("original_max_position_embeddings")
+            original = original or getattr(text, "original_max_position_embeddings", None)
+            yield original or text.max_position_embeddings, "changes its rotary frequencies after {} positions"

@@ -1,0 +1,144 @@
+"""The target's cache after a tree: exactly the accepted rows, in every kind of layer that can follow one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, MistralConfig, Qwen3Config
+from transformers.cache_utils import DynamicCache, StaticCache
+
+from hf_eagle3.cache import check_cache, keep_path, recording
+from hf_eagle3.limits import check_length, last_position
+
+SIZES = {
+    "vocab_size": 16,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+WINDOW = 32
+CONFIGS = {
+    "full": LlamaConfig(**SIZES),
+    "sliding": MistralConfig(**SIZES, sliding_window=WINDOW),
+    "mixed": Qwen3Config(
+        **SIZES, sliding_window=WINDOW, use_sliding_window=True, layer_types=["sliding_attention", "full_attention"]
+    ),
+}
+
+
+def rows(count: int, first: int) -> torch.Tensor:
+    """`[1, 1, count, 4]`, every entry telling its own position."""
+    return (torch.arange(first, first + count)[:, None] * 10 + torch.arange(4)).float()[None, None]
+
+
+def filled(kind: str, *lengths: int) -> DynamicCache:
+    """A cache that has taken in so many positions, forward by forward; values are the negatives of the keys."""
+    cache = DynamicCache(config=CONFIGS[kind])
+    cache.activate_past_recording()
+    seen = 0
+    for length in lengths:
+        for layer in range(len(cache.layers)):
+            states = rows(length, seen) + 1000 * layer
+            cache.update(states, -states, layer)
+        seen += length
+    return cache
+
+
+@st.composite
+def paths(draw: st.DrawFn) -> tuple[int, int, list[int]]:
+    """Committed positions, nodes of a tree after them, and a path through the tree."""
+    committed, nodes = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    others = draw(st.sets(st.integers(1, nodes - 1))) if nodes > 1 else set()
+    return committed, nodes, [0, *sorted(others)]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@settings(deadline=None, max_examples=40)
+@given(case=paths())
+def test_keeps_what_a_plain_gather_would(kind: str, case: tuple[int, int, list[int]]) -> None:
+    committed, nodes, path = case
+    cache = filled(kind, committed, nodes)
+    before = copy.deepcopy(cache)
+    keep_path(cache, committed, path)
+    kept = [*range(committed), *(committed + node for node in path)]
+    assert cache.get_seq_length() == len(kept)
+    for layer, old in zip(cache.layers, before.layers, strict=True):
+        assert torch.equal(layer.keys, old.keys[:, :, kept])
+        assert torch.equal(layer.values, old.values[:, :, kept])
+        assert layer.get_seq_length() == len(kept)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@settings(deadline=None, max_examples=30)
+@given(case=paths(), following=st.integers(1, 5))
+def test_goes_on_as_if_only_the_path_had_been_there(
+    kind: str, case: tuple[int, int, list[int]], following: int
+) -> None:
+    """A second tree after the first: lengths, masks and contents as in a cache that never saw the dropped nodes."""
+    committed, nodes, path = case
+    cache, plain = filled(kind, committed, nodes), filled(kind, committed)
+    keep_path(cache, committed, path)
+    for layer in range(len(plain.layers)):
+        states = torch.cat([rows(1, committed + node) for node in path], dim=2) + 1000 * layer
+        plain.update(states, -states, layer)
+    for one in (cache, plain):
+        assert one.get_seq_length() == committed + len(path)
+    for index, (ours, other) in enumerate(zip(cache.layers, plain.layers, strict=True)):
+        assert ours.get_mask_sizes(following) == other.get_mask_sizes(following)
+        states = rows(following, 500)
+        for mine, theirs in zip(cache.update(states, -states, index), plain.update(states, -states, index), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_a_copy_made_before_is_not_written_into() -> None:
+    cache = filled("full", 4, 6)
+    copied = copy.deepcopy(cache)
+    keep_path(cache, 4, [0, 2, 5])
+    assert torch.equal(copied.layers[0].keys, rows(10, 0))
+
+
+def test_a_layer_that_holds_nothing_is_passed_over() -> None:
+    """Layers that share another's keys and values stay empty."""
+    cache = filled("full", 3, 4)
+    cache.layers.append(copy.deepcopy(DynamicCache(config=CONFIGS["full"]).layers[0]))
+    keep_path(cache, 3, [0, 3])
+    assert cache.layers[0].keys.shape[2] == 5
+    assert not cache.layers[-1].is_initialized
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_layers_that_follow_a_tree_are_accepted(kind: str) -> None:
+    check_cache(filled(kind, 3), CONFIGS[kind])
+    check_cache(DynamicCache(), CONFIGS[kind])
+
+
+@pytest.mark.parametrize("kind", ["sliding", "mixed"])
+def test_the_window_is_a_limit(kind: str) -> None:
+    check_length(CONFIGS[kind], WINDOW)
+    assert last_position(CONFIGS[kind]) == WINDOW - 1
+    with pytest.raises(ValueError, match=f"sliding window of {WINDOW}"):
+        check_length(CONFIGS[kind], WINDOW + 1)
+
+
+def test_recording_ends_as_it_began_also_after_an_error() -> None:
+    cache = DynamicCache(config=CONFIGS["mixed"])
+    cache.layers[0].record_past = False
+    with pytest.raises(KeyError), recording(cache):
+        assert cache.layers[0].record_past
+        raise KeyError
+    assert not cache.layers[0].record_past
+
+
+def test_caches_that_cannot_drop_a_row() -> None:
+    config = CONFIGS["full"]
+    for cache in (StaticCache(config=config, max_cache_len=8), DynamicCache(config=config, offloading=True)):
+        with pytest.raises(ValueError, match="DynamicCache"):
+            check_cache(cache, config)
+    with pytest.raises(ValueError, match="tuple"):
+        check_cache(((torch.zeros(1), torch.zeros(1)),), config)
