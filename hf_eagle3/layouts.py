@@ -43,6 +43,10 @@ SHARED_FIELDS = (
     "target_hidden_size",
 )
 
+# Flags that change a forward and leave no tensor behind: to load such a head without them would be silently wrong.
+CHANGES_THE_FORWARD = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "parallel_draft_step")
+KNOWN_ROPE = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -194,6 +198,7 @@ def _config_from(fields: Mapping[str, Any], tensors: Tensors, layout: Layout, so
     for name in ("fc.weight", "lm_head.weight", "layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"):
         if name not in tensors:
             raise _missing([name], source)
+    _refuse_other_forwards(fields, source)
     shared = {name: fields[name] for name in SHARED_FIELDS if fields.get(name) is not None}
     hidden, fused = tensors["fc.weight"].shape
     target_hidden = shared.pop("target_hidden_size", hidden)
@@ -218,10 +223,36 @@ def _config_from(fields: Mapping[str, Any], tensors: Tensors, layout: Layout, so
             else None,
             "attention_bias": "layers.0.self_attn.q_proj.bias" in tensors,
             "target_hidden_size": target_hidden,
+            "target_boundaries": _boundaries(fields),
             "num_target_boundaries": fused // target_hidden,
             "own_embeddings": "embed_tokens.weight" in tensors,
         }
     )
+
+
+def _refuse_other_forwards(fields: Mapping[str, Any], source: str) -> None:
+    nested = {**fields, **(fields.get("eagle_config") or {})}
+    flags = [name for name in CHANGES_THE_FORWARD if nested.get(name)]
+    flags += ["use_aux_hidden_state=False"] if nested.get("use_aux_hidden_state") is False else []
+    if flags:
+        raise ValueError(
+            f"{source} sets {', '.join(flags)}, which changes how a head computes and is not supported yet; use a "
+            "head of the plain EAGLE-3 layout."
+        )
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in KNOWN_ROPE:
+        raise ValueError(f"{source} asks for rotary embeddings of type {kind!r}; known are {', '.join(KNOWN_ROPE)}.")
+
+
+def _boundaries(fields: Mapping[str, Any]) -> list[int] | None:
+    """Boundaries that a released config names, in the one of two conventions that its first id gives away: SpecForge
+    writes layer OUTPUTS, whose default begins with 1; others write the boundaries themselves (traps 1 and 3)."""
+    nested = {**fields, **(fields.get("eagle_config") or {})}
+    ids = sorted(nested.get("eagle_aux_hidden_state_layer_ids") or [])
+    if not ids:
+        return None
+    return [layer + 1 for layer in ids] if ids[0] == 1 else ids
 
 
 _LAYER = re.compile(r"layers\.(\d+)\.")

@@ -175,6 +175,31 @@ def test_released_head_without_a_weight(tmp_path: Path) -> None:
     refuses(tmp_path, ValueError, "layers.0.self_attn.k_proj.weight")
 
 
+def released(tmp_path: Path, **fields: Any) -> Path:
+    """The golden head in the released layout, with more fields in its config."""
+    source = GOLDEN / "eagle3_llama_head"
+    config = json.loads((source / "config.json").read_text()) | fields
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "pytorch_model.bin").write_bytes((source / "pytorch_model.bin").read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"norm_before_residual": True}, ("norm_before_residual", "not supported yet")),
+        ({"norm_output": True}, ("norm_output",)),
+        ({"eagle_config": {"norm_before_fc": True}}, ("norm_before_fc",)),
+        ({"eagle_config": {"use_aux_hidden_state": False}}, ("use_aux_hidden_state=False",)),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}, ("'mrope'", "yarn")),
+    ],
+)
+def test_released_head_whose_flags_change_the_forward(
+    tmp_path: Path, fields: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    refuses(released(tmp_path, **fields), ValueError, *words)
+
+
 # ---------------------------------------------------------------------- configs
 
 

@@ -154,6 +154,19 @@ def test_released_heads_load_by_auto_model(tmp_path: Path, architecture: str) ->
     assert torch.equal(head.t2d.nonzero()[:, 0], ids)
 
 
+@pytest.mark.parametrize(
+    ("ids", "boundaries"), [([1, 3, 4], [2, 4, 5]), ([4, 1, 3], [2, 4, 5]), ([2, 4, 5], [2, 4, 5])]
+)
+def test_boundaries_named_by_a_released_config(tmp_path: Path, ids: list[int], boundaries: list[int]) -> None:
+    """Ids that begin with 1 name layer outputs, one before the boundary; others the boundaries themselves."""
+    source = GOLDEN / "eagle3_llama_head"
+    named = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": ids, "use_aux_hidden_state": True}}
+    config = json.loads((source / "config.json").read_text()) | named
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "pytorch_model.bin").write_bytes((source / "pytorch_model.bin").read_bytes())
+    assert AutoModel.from_pretrained(tmp_path).config.target_boundaries == boundaries
+
+
 def test_a_head_of_sharded_safetensors_loads(tmp_path: Path) -> None:
     head = fresh_head()
     head.save_pretrained(tmp_path, max_shard_size="10KB")
