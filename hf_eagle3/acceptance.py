@@ -66,13 +66,13 @@ def sample(
         uniform: draws from [0, 1); `torch.rand` by default, which follows the seed.
     """
     p = scores.softmax(-1, dtype=torch.float32)
-    for token in drafted:
+    left = 1.0  # the mass that the rejections so far have left
+    for token, mass in zip(drafted, p[drafted].tolist(), strict=True):
         # Strictly below: with a draw from [0, 1) a token of probability 0 is never taken, one of 1 always.
-        if uniform() < float(p[token]):
+        if uniform() * left < mass:
             return token
-        p[token] = 0
-        rest = p.sum()
-        if rest == 0:
-            return token  # it held all the mass there is; only rounding kept it below 1
-        p = p / rest
-    return int(torch.multinomial(p, 1))
+        left -= mass
+    p[drafted] = 0
+    if not p.any():
+        return drafted[-1]  # the drafted tokens held all the mass there is; only rounding kept it below 1
+    return int(torch.multinomial(p, 1))  # which renormalises

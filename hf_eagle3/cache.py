@@ -61,15 +61,18 @@ def keep_path(cache: Cache, prefix_len: int, path: list[int]) -> None:
         path: nodes kept, ascending, root first; they become positions `prefix_len` onwards.
     """
     end = prefix_len + len(path)
-    already_there = path == list(range(len(path)))
+    in_place = next((place for place, node in enumerate(path) if node != place), len(path))
+    first, moved = prefix_len + in_place, torch.tensor(path[in_place:], dtype=torch.long) + prefix_len
+    rows: dict[torch.device, torch.Tensor] = {}
     layers: list[Any] = cache.layers  # of the growing kinds: `check_cache` has seen them
     for layer in layers:
         if isinstance(layer, DummyLayer) or not layer.is_initialized:
             continue  # a layer that shares another's keys and values
-        if not already_there:
-            rows = torch.tensor(path, device=layer.keys.device) + prefix_len
+        if len(moved):
+            device = layer.keys.device
+            index = rows.setdefault(device, moved.to(device))
             for states in (layer.keys, layer.values):
-                states[:, :, prefix_len:end] = states.index_select(2, rows)
+                states[:, :, first:end] = states.index_select(2, index)
         layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
         if layer.is_sliding:
             layer.cumulative_length = end

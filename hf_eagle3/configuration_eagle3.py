@@ -92,10 +92,11 @@ class Eagle3Config(PreTrainedConfig):
             self.target_boundaries = sorted(self.target_boundaries)
         if self.num_target_boundaries is None:
             self.num_target_boundaries = 3 if self.target_boundaries is None else len(self.target_boundaries)
+        self._check_sizes()
         super().__post_init__(**kwargs)
 
-    def validate_architecture(self) -> None:
-        """Part of transformers' `@strict` validation: sizes that cannot make a head are refused here."""
+    def _check_sizes(self) -> None:
+        """Refuse sizes that cannot make a head; before the `@strict` validation, whose errors are no sentences."""
         sizes: Any = self  # the optional ones are filled in by now
         if sizes.draft_vocab_size > self.vocab_size:
             raise ValueError(
@@ -113,7 +114,8 @@ class Eagle3Config(PreTrainedConfig):
                 "the target's; set it to False."
             )
         boundaries = self.target_boundaries
-        if boundaries is not None and (len(set(boundaries)) != self.num_target_boundaries or min(boundaries) < 0):
+        different = None if boundaries is None else {boundary for boundary in boundaries if boundary >= 0}
+        if different is not None and len(different) != self.num_target_boundaries:
             raise ValueError(
                 f"`target_boundaries` is {boundaries}, but {self.num_target_boundaries} different boundaries >= 0 are "
                 "needed (`num_target_boundaries`)."
@@ -125,12 +127,18 @@ class Eagle3Config(PreTrainedConfig):
         Raises:
             ValueError: if the target has too few layers for them.
         """
+        if self.target_boundaries is None and self.num_target_boundaries != 3:
+            raise ValueError(
+                f"The head reads {self.num_target_boundaries} boundaries and its config does not say which; load it "
+                "with `target_boundaries=[...]`."
+            )
         if self.target_boundaries is None:
             return default_boundaries(num_target_layers)
         if self.target_boundaries[-1] >= num_target_layers:
             raise ValueError(
-                f"The head reads boundaries {self.target_boundaries} but the target has {num_target_layers} layers "
-                f"(boundaries 0 to {num_target_layers - 1}); use the target this head was trained for."
+                f"The head reads boundaries {self.target_boundaries} but the target has {num_target_layers} layers, "
+                f"whose boundaries before the final norm are 0 to {num_target_layers - 1}; use the target this head "
+                "was trained for."
             )
         return self.target_boundaries
 

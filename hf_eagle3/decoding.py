@@ -78,13 +78,12 @@ class TreeDecoding:
         self.logits: list[torch.Tensor] = []
         self.acceptance_lengths: list[int] = []
         self.finished = False
-        self.last_position = last_position(target.config)
 
     def run(self) -> TreeDecoderOnlyOutput | torch.Tensor:
         """Generate until a criterion stops it; what plain `generate` returns, plus the acceptance lengths."""
         self._check()
+        self._prefill()
         with recording(self.cache):
-            self._prefill()
             try:
                 while not self.finished:
                     self._round()
@@ -102,13 +101,15 @@ class TreeDecoding:
         check_cache(self.cache, self.target.config)
         mask, ids = self.model_kwargs.get("attention_mask"), self.input_ids.shape[1]
         # `generate` notes the length of a mask that it drops: it counts what is only cached, or came as embeddings.
-        prompt = getattr(self.config, "_mask_length", ids) if mask is None else mask.shape[1]
-        check_length(self.target.config, prompt + self.config.max_length - ids)
+        self.prompt_length = getattr(self.config, "_mask_length", ids) if mask is None else mask.shape[1]
+        check_length(self.target.config, self.prompt_length, self.prompt_length + self.config.max_length - ids)
+        self.last_position = last_position(self.target.config, self.prompt_length)
 
     def _prefill(self) -> None:
         """Run the target over the prompt as plain `generate` does, capture the boundaries, choose the first token."""
         kwargs = self.model_kwargs | self.drafter.model_kwargs_overrides
         outputs = self.target._prefill(self.input_ids, self.config, kwargs)
+        self._take_cache(outputs.get("past_key_values"))
         self.cached = self.cache.get_seq_length()
         self.offset = self.cached - self.input_ids.shape[1]
         padding = self.model_kwargs.get("attention_mask")
@@ -127,6 +128,18 @@ class TreeDecoding:
             real = int(self.committed[0, self.cached - states[0].shape[1] :].sum())
             self.drafter.observe([state[:, -real:] for state in states], self.cached)
         self._walk(DraftTree.root_only(self.input_ids[:, -1:].new_zeros(1)), outputs.logits[:, -1:])
+
+    def _take_cache(self, cache: Any) -> None:
+        """The cache that the prefill filled: as a rule ours, but some targets begin a new one (Phi-3 with long text)."""
+        if cache is self.cache:
+            return
+        check_cache(cache, self.target.config)
+        if cache.get_seq_length() != self.prompt_length or self.cache.get_seq_length() > 0:
+            raise ValueError(
+                f"{type(self.target).__name__} decodes on a cache of its own making (as with a learned prompt or "
+                "prefix), which drafting cannot follow; call `generate` without a head."
+            )
+        self.cache = self.model_kwargs["past_key_values"] = cache
 
     def _round(self) -> None:
         tree = self.drafter.draft(self.input_ids, self.offset, self._levels_left())
@@ -199,7 +212,7 @@ class TreeDecoding:
 
     def _processors_now(self) -> LogitsProcessorList:
         """Past a stop, where tokens are only counted, the caller's own processors are left alone: plain `generate`
-        would never have shown them such a history. Those of transformers are pure and go on."""
+        would never have shown them such a history. Those of transformers end with the call and go on."""
         if not self.finished:
             return self.processors
         return LogitsProcessorList(

@@ -24,6 +24,7 @@ from .configuration_eagle3 import Eagle3Config
 
 # In the order of trust: safetensors before pickles where a repository holds both, as transformers does.
 WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+CONFIG_FIELDS = frozenset(Eagle3Config.__annotations__) | {"rope_theta"}
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Fields of a Llama-like config that mean the same in a head's.
 SHARED_FIELDS = (
@@ -44,7 +45,16 @@ SHARED_FIELDS = (
 )
 
 # Flags that change a forward and leave no tensor behind: to load such a head without them would be silently wrong.
-CHANGES_THE_FORWARD = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "parallel_draft_step")
+CHANGES_THE_FORWARD: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    *((name, bool) for name in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")),
+    *((name, bool) for name in ("use_mtp_layernorm", "eh_proj_before_attn", "use_sliding_window")),
+    *((name, lambda value: value is False) for name in ("use_aux_hidden_state", "use_last_layernorm")),
+    ("next_layer_regular", lambda value: value is False),
+    ("reuse_target_lm_head", bool),
+    ("layer_types", lambda value: "sliding_attention" in (value or ())),
+    ("parallel_draft_step", lambda value: (value or 1) > 1),
+    ("partial_rotary_factor", lambda value: value not in (None, 1.0)),
+)
 KNOWN_ROPE = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 Tensors = dict[str, torch.Tensor]
@@ -106,7 +116,10 @@ def read_config(source: str | os.PathLike, kwargs: Mapping[str, Any]) -> dict[st
 
 
 def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkpoint:
-    """Read and convert a head. Takes the Hub arguments out of `kwargs`, and `config`, whose fields then win.
+    """Read and convert a head.
+
+    Takes out of `kwargs` what it serves: the Hub's arguments, `config` (an [`Eagle3Config`] is taken as it is, a path
+    is read instead of the head's own), and fields of `Eagle3Config`, which win.
 
     Raises:
         OSError: if files are missing or unreadable.
@@ -115,9 +128,9 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
     given = kwargs.pop("config", None)
     hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     hub = {name: value for name, value in hub.items() if value is not None}
-    fields = read_config(source, hub)
-    if isinstance(given, Eagle3Config):
-        fields |= given.to_diff_dict()
+    files = _weight_files(kwargs)
+    overrides = {name: kwargs.pop(name) for name in CONFIG_FIELDS & kwargs.keys()}
+    fields = read_config(given if isinstance(given, (str, os.PathLike)) else source, hub)
     layout = recognise(fields)
     if layout is None:
         raise ValueError(
@@ -125,15 +138,29 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
             f"{fields.get('architectures')}, which is no EAGLE-3 head; pass a head saved by hf-eagle3 or released in "
             "the EAGLE-3 layout (`draft_vocab_size` in its config)."
         )
-    tensors = _rename(_read_tensors(str(source), hub), layout)
+    tensors = _rename(_read_tensors(str(source), hub, files), layout)
     dtype = tensors["lm_head.weight"].dtype if "lm_head.weight" in tensors else torch.get_default_dtype()
-    config = _config_from(fields, tensors, layout, str(source))
-    _fill_vocabulary_maps(tensors, config)
+    config = given if isinstance(given, Eagle3Config) else _config_from(fields, tensors, layout, str(source))
+    if "rope_theta" in overrides:  # a released config's word for what now is part of `rope_parameters`
+        overrides["rope_parameters"] = {**(config.rope_parameters or {}), "rope_theta": overrides.pop("rope_theta")}
+    if overrides:
+        config = Eagle3Config.from_dict({**config.to_dict(), **overrides})
+    _fill_vocabulary_maps(tensors, config, str(source))
     return Checkpoint(config, tensors, dtype, _read_generation_config(source, hub), str(source))
 
 
-def _read_tensors(source: str, hub: Mapping[str, Any]) -> Tensors:
-    for name in WEIGHT_FILES:
+def _weight_files(kwargs: dict[str, Any]) -> tuple[str, ...]:
+    """Which files to look for; takes the arguments that say so out of `kwargs`, and those that mean nothing here."""
+    for name in ("trust_remote_code", "code_revision", "_from_auto", "_commit_hash"):
+        kwargs.pop(name, None)
+    if kwargs.pop("variant", None) is not None:
+        raise ValueError("`variant` was given, but heads are stored in one variant only; leave it out.")
+    safe = kwargs.pop("use_safetensors", None)
+    return WEIGHT_FILES if safe is None else WEIGHT_FILES[:2] if safe else WEIGHT_FILES[2:]
+
+
+def _read_tensors(source: str, hub: Mapping[str, Any], files: tuple[str, ...]) -> Tensors:
+    for name in files:
         path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
         if path is None:
             continue
@@ -144,7 +171,7 @@ def _read_tensors(source: str, hub: Mapping[str, Any]) -> Tensors:
         for shard in shards:
             tensors |= _read_file(str(cached_file(source, shard, **hub)))
         return tensors
-    raise OSError(f"{source} holds none of {', '.join(WEIGHT_FILES)}; a head needs its weights in one of them.")
+    raise OSError(f"{source} holds none of {', '.join(files)}; a head needs its weights in one of them.")
 
 
 def _read_file(path: str) -> Tensors:
@@ -177,7 +204,12 @@ def _first_line(error: Exception) -> str:
 
 def _read_generation_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> GenerationConfig | None:
     path = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False, **hub)
-    return None if path is None else GenerationConfig(**json.loads(Path(path).read_text()))
+    if path is None:
+        return None
+    try:
+        return GenerationConfig(**json.loads(Path(path).read_text()))
+    except json.JSONDecodeError as error:
+        raise OSError(f"{path} is not JSON ({error.msg}); delete it or save the head again.") from error
 
 
 def _rename(tensors: Tensors, layout: Layout) -> Tensors:
@@ -195,6 +227,9 @@ def _rename(tensors: Tensors, layout: Layout) -> Tensors:
 def _config_from(fields: Mapping[str, Any], tensors: Tensors, layout: Layout, source: str) -> Eagle3Config:
     if layout.name == "hf-eagle3":
         return Eagle3Config.from_dict(dict(fields))
+    for name in ("vocab_size", "num_attention_heads"):
+        if fields.get(name) is None and not (name == "vocab_size" and _target_vocabulary(fields, tensors)):
+            raise ValueError(f"{source} has no `{name}` in its config, which its tensors do not tell; add it.")
     for name in ("fc.weight", "lm_head.weight", "layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"):
         if name not in tensors:
             raise _missing([name], source)
@@ -202,7 +237,7 @@ def _config_from(fields: Mapping[str, Any], tensors: Tensors, layout: Layout, so
     shared = {name: fields[name] for name in SHARED_FIELDS if fields.get(name) is not None}
     hidden, fused = tensors["fc.weight"].shape
     target_hidden = shared.pop("target_hidden_size", hidden)
-    heads = shared.get("num_attention_heads", 1)
+    heads = shared["num_attention_heads"]
     head_dim = tensors["layers.0.self_attn.q_proj.weight"].shape[0] // heads
     if fused % target_hidden:
         raise ValueError(
@@ -232,15 +267,16 @@ def _config_from(fields: Mapping[str, Any], tensors: Tensors, layout: Layout, so
 
 def _refuse_other_forwards(fields: Mapping[str, Any], source: str) -> None:
     nested = {**fields, **(fields.get("eagle_config") or {})}
-    flags = [name for name in CHANGES_THE_FORWARD if nested.get(name)]
-    flags += ["use_aux_hidden_state=False"] if nested.get("use_aux_hidden_state") is False else []
+    given = [(name, nested[name]) for name, changes in CHANGES_THE_FORWARD if name in nested and changes(nested[name])]
+    flags = [f"{name}={value}" for name, value in given]
     if flags:
         raise ValueError(
             f"{source} sets {', '.join(flags)}, which changes how a head computes and is not supported yet; use a "
             "head of the plain EAGLE-3 layout."
         )
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = "per layer" if any(isinstance(part, dict) for part in rope.values()) else rope.get("rope_type")
+    kind = kind or rope.get("type") or "default"
     if kind not in KNOWN_ROPE:
         raise ValueError(f"{source} asks for rotary embeddings of type {kind!r}; known are {', '.join(KNOWN_ROPE)}.")
 
@@ -258,19 +294,20 @@ def _boundaries(fields: Mapping[str, Any]) -> list[int] | None:
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
-def _target_vocabulary(fields: Mapping[str, Any], tensors: Tensors) -> int:
+def _target_vocabulary(fields: Mapping[str, Any], tensors: Tensors) -> int | None:
     """Rows of `t2d` or of the embeddings where they exist: a config's padded size can differ (trap 29)."""
     for name in ("embed_tokens.weight", "t2d"):
         if name in tensors and tensors[name].numel() > 0:
             return tensors[name].shape[0]
-    return fields["vocab_size"]
+    return fields.get("vocab_size")
 
 
-def _fill_vocabulary_maps(tensors: Tensors, config: Eagle3Config) -> None:
+def _fill_vocabulary_maps(tensors: Tensors, config: Eagle3Config, source: str) -> None:
     """Complete `d2t` (offsets) and `t2d` (mask): a full vocabulary may ship neither, `t2d` may follow from `d2t`."""
     own = torch.arange(int(config.draft_vocab_size or 0))
     if config.draft_vocab_size == config.vocab_size:
-        tensors["d2t"] = torch.zeros_like(own)  # absent, or all zero, when both vocabularies are one (trap 7)
+        # Absent, or never filled in, when both vocabularies are one (trap 7).
+        tensors["d2t"], tensors["t2d"] = torch.zeros_like(own), torch.ones_like(own, dtype=torch.bool)
     if "d2t" not in tensors:
         return  # a reduced vocabulary without its map is reported as a missing tensor
     d2t = tensors["d2t"] = tensors["d2t"].to(torch.long)
@@ -278,7 +315,13 @@ def _fill_vocabulary_maps(tensors: Tensors, config: Eagle3Config) -> None:
         return  # reported as a misshapen tensor
     ids = own + d2t
     check_draft_vocabulary(ids, config)
-    tensors["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill_(0, ids, True)
+    t2d = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill_(0, ids, True)
+    if "t2d" in tensors and not torch.equal(tensors["t2d"].bool(), t2d):
+        raise ValueError(
+            f"{source}: `d2t` names {len(ids)} target tokens but `t2d` marks {int(tensors['t2d'].sum())}, and not the "
+            "same ones; the draft vocabulary was never filled in, or is damaged."
+        )
+    tensors["t2d"] = t2d
 
 
 # ---------------------------------------------------------------------- checks

@@ -16,18 +16,19 @@ from transformers.cache_utils import DynamicCache
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
-def check_length(config: PreTrainedConfig, longest: int) -> None:
+def check_length(config: PreTrainedConfig, prompt: int, longest: int) -> None:
     """Refuse a call that might write past a sliding window, or past where rotary frequencies change.
 
     Args:
         config: the target's.
+        prompt: positions that are taken before the first new token.
         longest: positions that prompt and new tokens may take.
 
     Raises:
         ValueError: naming the limit and what to lower.
     """
     text = config.get_text_config(decoder=True)
-    for limit, why in [*_windows(text), *_rope_switches(text)]:
+    for limit, why in [*_windows(text), *_rope_switches(text, prompt)]:
         if longest > limit:
             raise ValueError(
                 f"Prompt and new tokens may take {longest} positions, but the target {why.format(limit)}, beyond "
@@ -35,10 +36,10 @@ def check_length(config: PreTrainedConfig, longest: int) -> None:
             )
 
 
-def last_position(config: PreTrainedConfig) -> int | None:
-    """The highest position that a drafted token may take on the target, or `None` if nothing limits it."""
+def last_position(config: PreTrainedConfig, prompt: int) -> int | None:
+    """The highest position that a token drafted after such a prompt may take, or `None` if nothing limits it."""
     text = config.get_text_config(decoder=True)
-    limits = [limit for limit, _ in [*_windows(text), *_rope_switches(text)]]
+    limits = [limit for limit, _ in [*_windows(text), *_rope_switches(text, prompt)]]
     limits += [positions] if (positions := getattr(text, "max_position_embeddings", None)) is not None else []
     return min(limits) - 1 if limits else None
 
@@ -50,11 +51,14 @@ def _windows(text: PreTrainedConfig) -> Iterator[tuple[int, str]]:
         yield window, "attends through a sliding window of {}"
 
 
-def _rope_switches(text: Any) -> Iterator[tuple[int, str]]:
+def _rope_switches(text: Any, prompt: int) -> Iterator[tuple[int, str]]:
+    """Where frequencies change; "longrope" changes them once, so a prompt that is past that point meets no change."""
     rope = getattr(text, "rope_parameters", None) or {}
     nested = [entry for entry in rope.values() if isinstance(entry, dict)]
     for entry in nested or [rope]:
         if entry.get("rope_type") in LENGTH_DEPENDENT_ROPE:
             original = entry.get("original_max_position_embeddings")
             original = original or getattr(text, "original_max_position_embeddings", None)
-            yield original or text.max_position_embeddings, "changes its rotary frequencies after {} positions"
+            limit = original or text.max_position_embeddings
+            if entry["rope_type"] == "dynamic" or prompt <= limit:
+                yield limit, "changes its rotary frequencies after {} positions"

@@ -21,6 +21,9 @@ from transformers.utils import ModelOutput
 from . import layouts
 from .configuration_eagle3 import Eagle3Config
 
+# The size of a draft tree, on `head.generation_config`; None leaves it to the device (see `pairing.DEFAULT_TREES`).
+TREE_KNOBS = ("num_assistant_tokens", "tree_depth", "tree_top_k")
+
 
 @dataclass
 class Eagle3Output(ModelOutput):
@@ -112,7 +115,7 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         self.register_buffer("d2t", torch.zeros(sizes.draft_vocab_size, dtype=torch.long))
         self.register_buffer("t2d", torch.arange(config.vocab_size) < sizes.draft_vocab_size)
         # A model without GenerationMixin gets none from transformers, and with it custom fields are lost on reload.
-        self.generation_config = GenerationConfig(num_assistant_tokens=None, tree_depth=None, tree_top_k=None)
+        self.generation_config = GenerationConfig(**dict.fromkeys(TREE_KNOBS))
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -138,7 +141,7 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         Args:
             hidden_states (`[batch, seq, hidden]`): Fused features, or the fed-back `last_hidden_state`.
             input_ids (`[batch, seq]`, int64): TARGET ids of the tokens one position later. Needs own embeddings.
-            inputs_embeds (`[batch, seq, embedding]`): Their embeddings instead, where the head has none of its own.
+            inputs_embeds (`[batch, seq, hidden]`): Their embeddings instead, where the head has none of its own.
             position_ids (`[batch, seq]`): Position of the feature; counted on from the cache if not given.
             attention_mask: `None` (causal), `[batch, keys]` padding, or 4D additive, used as it is.
             past_key_values: The head's cache, extended in place.
@@ -238,8 +241,9 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
     ) -> Eagle3DraftModel:
         """Load a head saved by us or released in the EAGLE-3 layout, from a folder or the Hub; no conversion needed.
 
-        Takes what `PreTrainedModel.from_pretrained` takes. The structure is read from the tensors first, the config
-        second; every tensor is checked.
+        Takes what `PreTrainedModel.from_pretrained` takes, and any field of [`Eagle3Config`], which then wins
+        (`target_boundaries=[...]` where a released config leaves them open). The structure is read from the tensors
+        first, the config second; every tensor is checked.
 
         Raises:
             OSError: if there is no such repository or file, or a file cannot be read.
@@ -252,11 +256,15 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
     def _from_checkpoint(cls, checkpoint: layouts.Checkpoint, *model_args: Any, **kwargs: Any) -> Any:
         tensors = dict(checkpoint.tensors)
         layouts.check_tensors(tensors, _expected_shapes(checkpoint.config), source=checkpoint.source)
-        kwargs.setdefault("dtype", checkpoint.dtype)
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", checkpoint.dtype)
         loaded = super().from_pretrained(None, *model_args, config=checkpoint.config, state_dict=tensors, **kwargs)
         head, info = loaded if isinstance(loaded, tuple) else (loaded, None)
         if checkpoint.generation_config is not None:
             head.generation_config = checkpoint.generation_config
+            for name in TREE_KNOBS:
+                if not hasattr(head.generation_config, name):
+                    setattr(head.generation_config, name, None)
         head.config.name_or_path = head.name_or_path = checkpoint.source
         return head if info is None else (head, info)
 
@@ -273,4 +281,4 @@ def _expected_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
 
 
-__all__ = ["Eagle3DraftModel", "Eagle3Output", "Eagle3PreTrainedModel"]
+__all__ = ["TREE_KNOBS", "Eagle3DraftModel", "Eagle3Output", "Eagle3PreTrainedModel"]

@@ -67,14 +67,17 @@ class DraftTree:
     @cached_property
     def ancestors(self) -> torch.Tensor:
         """bool `[batch, nodes, nodes]`: entry `[b, i, j]` says that node `j` is node `i` or an ancestor of it."""
-        seen = torch.eye(self.num_nodes, dtype=torch.bool, device=self.tokens.device).repeat(len(self.tokens), 1, 1)
-        current = self.parents
-        while bool((current >= 0).any()):
+        # On the CPU: a tree is small, and a device would be waited for at every level.
+        parents = self.parents.cpu()
+        seen = torch.eye(self.num_nodes, dtype=torch.bool).repeat(len(parents), 1, 1)
+        above = parents
+        for _ in range(self.num_nodes):
+            if not (above >= 0).any():
+                break
             # The root's "parent" -1 marks column 0, which every node sees anyway.
-            seen.scatter_(2, current.clamp(min=0)[..., None], True)
-            above = self.parents.gather(1, current.clamp(min=0))
-            current = torch.where(current >= 0, above, current)
-        return seen
+            seen.scatter_(2, above.clamp(min=0)[..., None], True)
+            above = torch.where(above >= 0, parents.gather(1, above.clamp(min=0)), above)
+        return seen.to(self.tokens.device)
 
     @cached_property
     def depths(self) -> torch.Tensor:

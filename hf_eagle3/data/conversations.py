@@ -55,10 +55,12 @@ def write_atomically(tensors: dict[str, torch.Tensor], path: Path, metadata: dic
 
 
 def save_conversations(conversations: Iterable[Conversation], path: Path) -> None:
-    """One shard: `ids` int32 and `roles` uint8 (flat), `lengths` int64, and each `about` as JSON in the metadata."""
+    """One shard: `ids` (uint16 where they fit, else int32) and `roles` uint8, both flat, `lengths` int64, and each
+    `about` as JSON in the metadata."""
     rows = list(conversations)
+    ids = torch.tensor([token for row in rows for token in row.ids], dtype=torch.int32)
     tensors = {
-        "ids": torch.tensor([token for row in rows for token in row.ids], dtype=torch.int32),
+        "ids": ids.to(torch.uint16) if int(ids.max()) < 1 << 16 else ids,
         "roles": torch.tensor([role for row in rows for role in row.roles], dtype=torch.uint8),
         "lengths": torch.tensor([len(row.ids) for row in rows], dtype=torch.int64),
     }

@@ -31,6 +31,7 @@ class TreeDrafter(CandidateGenerator):
         self.boundaries = list(boundaries)
         self.shape = shape
         self.max_length = max_length
+        self._prefilled = False
 
     @property
     def model_kwargs_overrides(self) -> dict[str, Any]:

@@ -83,12 +83,14 @@ class Eagle3CandidateGenerator(TreeDrafter):
         layers = target.config.get_text_config(decoder=True).num_hidden_layers
         super().__init__(head.config.boundaries_for(layers), shape, max_length)
         self.head = head
+        # An offloaded head has its weights on `meta`; accelerate's hook knows where it computes.
+        hook = getattr(head, "_hf_hook", None)
+        self.device = torch.device(getattr(hook, "execution_device", None) or head.device)
         self.embeddings: Any = head.input_embeddings_for(target)
         self.state = state if state is not None and state.owner == owner_tag(head) else DraftState(owner_tag(head))
 
     def observe(self, states: Sequence[torch.Tensor], end: int) -> None:
-        weight = self.head.fc.weight
-        new = torch.cat([state.to(weight.device, weight.dtype) for state in states], dim=-1)
+        new = torch.cat([state.to(self.device, self.head.dtype) for state in states], dim=-1)
         start, state = end - new.shape[1], self.state
         # After a gap (tokens that somebody else generated) older features can no longer meet their next token.
         old = state.pending if state.pending is not None and state.end == start else None
@@ -96,7 +98,7 @@ class Eagle3CandidateGenerator(TreeDrafter):
         state.end = end
 
     def draft(self, input_ids: torch.Tensor, offset: int = 0, max_depth: int | None = None) -> DraftTree:
-        ids = input_ids.to(self.head.device)
+        ids = input_ids.to(self.device)
         depth = self.shape.tree_depth if max_depth is None else min(self.shape.tree_depth, max_depth)
         pending = self.state.pending
         if depth < 1 or pending is None:
@@ -189,13 +191,15 @@ class Eagle3CandidateGenerator(TreeDrafter):
         """Target ids and log-probabilities `[batch, rows, top_k]` of the likeliest draft tokens, at temperature 1."""
         logits = logits.float()
         best, draft_ids = logits.topk(min(self.shape.tree_top_k, logits.shape[-1]), dim=-1)
-        return self.head.to_target_ids(draft_ids), best - logits.logsumexp(-1, keepdim=True)
+        scores = best - logits.logsumexp(-1, keepdim=True)
+        # A head that overflows in half precision gives NaN, which sorts above everything, a child above its parent.
+        return self.head.to_target_ids(draft_ids), scores.nan_to_num(nan=float("-inf"))
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings on the head's device. An offloaded embedding's weight is on `meta`: its hook moves the ids."""
         weight = self.embeddings.weight
         embedded = self.embeddings(tokens if weight.is_meta else tokens.to(weight.device))
-        return embedded.to(self.head.device, self.head.dtype)
+        return embedded.to(self.device, self.head.dtype)
 
     def _mask(self, visible: torch.Tensor) -> torch.Tensor:
         """Additive `[batch, 1, rows, keys]`: everything committed, and each node's own path in the tree so far."""

@@ -1,4 +1,7 @@
-"""`hf-eagle3 train`: a target in, a head out. Text, features, vocabulary, training and saving, each resumable."""
+"""`hf-eagle3 train`: a target in, a head out. Text, features, vocabulary, training and saving, each resumable.
+
+On a CPU that other work shares, `OMP_WAIT_POLICY=passive` in the environment keeps threads from spinning as they wait.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,7 +40,7 @@ def train(
     target: Annotated[str | None, typer.Option(help="Target's id or folder; the embedded SmolLM2 if absent.")] = None,
     answer_tokens: Annotated[int, typer.Option(help="Answer tokens that the target writes of itself.")] = 250_000,
     draft_vocab_size: Annotated[int, typer.Option(help="Tokens that the head can propose.")] = 8192,
-    epochs: Annotated[float, typer.Option(help="Passes over the text.")] = 4.0,
+    epochs: Annotated[float, typer.Option(help="Passes over the text.")] = Recipe.epochs,
     max_minutes: Annotated[
         float | None, typer.Option(help="End the training after so long, well cooled down.")
     ] = None,
@@ -89,7 +92,12 @@ def make_head(
         with bar("target writes", answer_tokens) as (at, _):
             write_conversations(model, tokenizer, text, plan, slots, FeatureExtractor(model, boundaries), progress=at)
     with bar("features", None) as (at, of):
-        extract(model, text, text, boundaries, lambda done, total: (of(total), at(done))[0])
+
+        def extracted(done: int, shards: int) -> None:
+            of(shards)
+            at(done)
+
+        extract(model, text, text, boundaries, extracted)
     cache = FeatureCache(text, boundaries)
     train_indices, held_out_indices = split(len(cache), held_out, recipe.seed)
     trainer, coverage = prepare(model, cache, train_indices, draft_vocab_size, boundaries, recipe, work)
@@ -107,7 +115,8 @@ def make_head(
 
     def every_step(progress: Progress) -> None:
         nonlocal last
-        at(int(1000 * trainer.share()))
+        measured = f", held-out {history[-1]['held_out_acceptance_length']:.2f}" if history else ""
+        at(int(1000 * trainer.share()), f"loss {progress.loss:.2f}{measured}")
         if time.monotonic() - last > CHECKPOINT_SECONDS:
             trainer.save()
             history.append(publish(trainer, held_out_indices, out))
@@ -163,17 +172,16 @@ def prepare(
 
 
 @contextmanager
-def bar(name: str, total: int | None) -> Any:
-    """A rich progress bar; gives `at(done)` and `of(total)`."""
-    columns = (TextColumn("{task.description:>22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns) as progress:
-        task = progress.add_task(name, total=total)
+def bar(name: str, total: int | None) -> Iterator[tuple[Callable[..., None], Callable[[int], None]]]:
+    """A rich progress bar; gives `at(done, note)` and `of(total)`."""
+    texts = TextColumn("{task.description:>22}"), TextColumn("{task.fields[note]}")
+    with Bars(texts[0], BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), texts[1]) as progress:
+        task = progress.add_task(name, total=total, note="")
 
-        def at(done: int) -> None:
-            progress.update(task, completed=done)
+        def at(done: int, note: str = "") -> None:
+            progress.update(task, completed=done, note=note)
 
         def of(count: int) -> None:
             progress.update(task, total=count)
 
-        setters: tuple[Callable[[int], None], Callable[[int], None]] = (at, of)
-        yield setters
+        yield at, of

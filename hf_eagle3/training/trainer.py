@@ -27,15 +27,15 @@ from .objective import Objective, fold_scale
 class Recipe:
     """How a head is trained. `stages` are `(share of the run, steps)`; a run ends after `epochs` or `max_minutes`."""
 
-    epochs: float = 4.0
+    epochs: float = 12.0
     max_minutes: float | None = None
     learning_rate: float = 1e-3
     final_share: float = 0.05
     warmup_share: float = 0.03
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
-    batch_tokens: int = 6144
-    stages: tuple[tuple[float, int], ...] = ((0.5, 3), (0.5, 5))
+    batch_tokens: int = 2560
+    stages: tuple[tuple[float, int], ...] = ((0.3, 2), (0.4, 4), (0.3, 5))
     anchor_share: float = 0.5
     autocast: bool = True
     seed: int = 0

@@ -9,18 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))  # `helpers` is no package of ours
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `helpers` is no package of ours
 
-from helpers.oracle import OracleHead, oracle  # noqa: E402
-from helpers.targets import tiny_target  # noqa: E402
+from helpers.oracle import OracleHead, oracle
+from helpers.targets import GOLDEN, tiny_target
 
-import hf_eagle3  # noqa: E402
-
-GOLDEN = TESTS / "golden" / "models"
+import hf_eagle3
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Targets this small run several times faster on one thread than on two that wait for each other."""
     before = torch.get_num_threads()

@@ -12,6 +12,7 @@ from helpers.agreement import mean_acceptance
 from helpers.oracle import oracle
 from helpers.targets import prompt, tiny_target
 from transformers.cache_utils import DynamicCache
+from transformers.generation.streamers import BaseStreamer
 
 NEW = 20
 FIRST, TURN = prompt(12, seed=1, vocabulary=500), prompt(6, seed=2, vocabulary=500)
@@ -130,6 +131,38 @@ def test_turns_in_and_out_of_inference_mode(golden_target, golden_head, plain) -
     second = say(golden_target, then(first), golden_head, first.past_key_values)
     assert second.sequences.tolist() == plain[1].sequences.tolist()
     assert mean_acceptance(second) > 1.2
+
+
+class Impatient(BaseStreamer):
+    """Breaks the generation off after a number of tokens, as a server does whose user has left."""
+
+    def __init__(self, patience: int) -> None:
+        self.tokens: list[int] = []
+        self.patience = patience
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+        if len(self.tokens) > self.patience:
+            raise KeyboardInterrupt
+
+    def end(self) -> None:
+        raise AssertionError("never gets there")
+
+
+@pytest.mark.parametrize("patience", [13, 15, 16, 17, 18])
+def test_a_turn_that_was_broken_off(golden_target, golden_head, patience: int) -> None:
+    """The user's cache then holds no more than plain `generate`'s would, and not one rejected node."""
+    caches = [DynamicCache(config=golden_target.config) for _ in range(2)]
+    for cache, head in zip(caches, (None, golden_head), strict=True):
+        streamer = Impatient(patience)
+        with pytest.raises(KeyboardInterrupt):
+            say(golden_target, FIRST, head, cache, streamer=streamer)
+    plain, ours = caches
+    assert ours.get_seq_length() <= plain.get_seq_length()
+    ids = torch.cat((torch.tensor([streamer.tokens]), TURN), dim=1)
+    out = say(golden_target, ids, golden_head, ours)
+    assert out.sequences.tolist() == say(golden_target, ids).sequences.tolist()
+    assert mean_acceptance(out) > 1.0
 
 
 def test_cropped_cache(golden_target, golden_head) -> None:

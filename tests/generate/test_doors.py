@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.agreement import compare, learn_text, mean_acceptance
 from helpers.oracle import oracle
-from helpers.targets import prompt, tiny_target
+from helpers.targets import GOLDEN, prompt, tiny_target
 from transformers import AutoModel, GenerationMixin
 
 import hf_eagle3
@@ -104,7 +104,6 @@ def test_a_head_in_a_peft_model(golden_target, golden_head) -> None:
 
 
 def test_a_target_in_a_peft_model(golden_head) -> None:
-    from conftest import GOLDEN
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -122,7 +121,6 @@ def test_a_target_in_a_peft_model(golden_head) -> None:
 
 @pytest.mark.parametrize("how", ["when made", "when called"])
 def test_text_generation_pipeline(golden_target, golden_head, how: str) -> None:
-    from conftest import GOLDEN
     from transformers import AutoTokenizer, pipeline
 
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "llama_target")

@@ -17,7 +17,7 @@ from helpers.oracle import oracle
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from hf_eagle3.verification import check_target
+from hf_eagle3.probe import check_target
 
 LAYERS = 4
 SIZES = dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 32)

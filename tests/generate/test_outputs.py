@@ -63,7 +63,7 @@ def test_output_is_a_plain_output_and_more(target, head) -> None:
     pair = compare(target, head, {"max_new_tokens": 12}, input_ids=prompt())
     assert isinstance(pair.drafted, GenerateDecoderOnlyOutput)
     assert set(pair.plain.keys()) <= set(pair.drafted.keys())
-    assert "acceptance_lengths" in pair.drafted.keys()
+    assert "acceptance_lengths" in pair.drafted
     assert pair.drafted.sequences.requires_grad is False
 
 
@@ -161,7 +161,7 @@ def test_one_number_for_each_verification(target, head) -> None:
 
 @pytest.mark.parametrize(("limit", "expected"), [(2, [6]), (7, [6]), (8, [6, 6]), (13, [6, 6]), (14, [6, 6, 6])])
 def test_counted_before_the_limit_cuts(target, limit: int, expected: list[int]) -> None:
-    """A perfect oracle's five drafts and the bonus, though the text may end after one of them: trees are not clamped."""
+    """A perfect oracle's five drafts and the bonus, though the text may end after one: trees are not clamped."""
     head = oracle(target, corruption=0.0)
     pair = compare(target, head, {"max_new_tokens": limit}, input_ids=prompt())
     assert pair.drafted.acceptance_lengths == [expected]

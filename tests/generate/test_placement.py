@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN
 from helpers.agreement import compare
 from helpers.oracle import oracle
-from helpers.targets import prompt, tiny_target
+from helpers.targets import GOLDEN, prompt, tiny_target
 from transformers import AutoModelForCausalLM
 
 import hf_eagle3

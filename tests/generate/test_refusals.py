@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.agreement import compare
 from helpers.oracle import OracleConfig, OracleHead, oracle
 from helpers.targets import prompt, tiny_target
 from transformers import T5Config, T5ForConditionalGeneration
@@ -137,6 +138,21 @@ def test_within_and_beyond_a_sliding_window() -> None:
     assert max(out.acceptance_lengths[0]) > 1
     assert "48" in refusal(target, head, says="sliding window", max_new_tokens=60)
     assert "48" in refusal(target, head, says="sliding window", input_ids=prompt(50))
+
+
+@pytest.mark.parametrize("corruption", [0.0, 0.2])
+def test_to_the_last_position_of_a_sliding_window(corruption: float) -> None:
+    """In one call, and in a chat that gets there."""
+    target = tiny_target("mistral", sliding_window=48)
+    head = oracle(target, corruption=corruption)
+    compare(target, head, {"max_length": 48}, input_ids=prompt())
+    first = compare(target, head, {"max_new_tokens": 20}, input_ids=prompt()).drafted
+    ids = torch.cat((first.sequences, prompt(6, seed=2)), dim=1)
+    plain = target.generate(ids, max_length=48)
+    head.learn(target.generate(ids, max_new_tokens=40))
+    out = target.generate(ids, max_length=48, past_key_values=first.past_key_values, assistant_model=head)
+    assert out.tolist() == plain.tolist()
+    refusal(target, head, says="48", input_ids=prompt(), max_new_tokens=40)
 
 
 def test_beyond_a_sliding_window_when_only_new_tokens_are_given() -> None:

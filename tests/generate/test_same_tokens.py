@@ -65,6 +65,11 @@ def test_trained_head(golden_target, golden_head) -> None:
         compare(golden_target, golden_head, {"max_new_tokens": NEW, "eos_token_id": None}, least=1.2, input_ids=ids)
 
 
+def test_trained_head_on_a_prompt_of_one_token(golden_target, golden_head) -> None:
+    options = {"max_new_tokens": NEW, "eos_token_id": None}
+    compare(golden_target, golden_head, options, least=1.2, input_ids=torch.tensor([[17]]))
+
+
 def test_drafts_nothing_but_nonsense(target) -> None:
     """An oracle that never tells the truth: nothing accepted, and still the same tokens."""
     head = oracle(target, corruption=1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.agreement import compare
-from helpers.targets import prompt, letters
+from helpers.targets import letters, prompt
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 
@@ -93,6 +93,7 @@ def test_whichever_stop_comes_first(target, head) -> None:
     log: list[Recorder] = []
     for eos, stop_at, limit, end in ((new[6], 20, 30, 16), (new[14], 13, 30, 13), (new[14], 20, 3, 12)):
         make = recorded(stop_at, log, eos_token_id=eos)
-        pair = compare(target, head, lambda make=make, limit=limit: make() | {"max_new_tokens": limit}, input_ids=prompt())
+        options = lambda make=make, limit=limit: make() | {"max_new_tokens": limit}  # noqa: E731
+        pair = compare(target, head, options, input_ids=prompt())
         assert pair.drafted.sequences.shape[1] == end
         assert log[-1].calls == log[-2].calls

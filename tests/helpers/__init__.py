@@ -1,1 +1,1 @@
-"""What tests share: tiny targets and their words, a drafter that knows the answer, and the comparison with plain `generate`."""
+"""What tests share: tiny targets, a drafter that knows the answer, and the comparison with plain `generate`."""

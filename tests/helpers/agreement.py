@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from .oracle import OracleHead
 
-# Options that end a text early. The oracle learns the text as it would have gone on without them, so that drafts beyond
-# a stop are accepted by the target and must be cut.
+# Options that end a text early. The oracle learns the text as it would have gone on without them, so that drafts
+# beyond a stop are accepted by the target and must be cut.
 STOPS = ("eos_token_id", "stop_strings", "tokenizer", "stopping_criteria", "streamer", "max_length", "min_new_tokens")
 BEYOND = 12
 
@@ -36,8 +36,8 @@ def learn_text(target: PreTrainedModel, head: OracleHead, options: Options, **in
     """Teach the oracle what plain `generate` writes, past every stop."""
     given = fresh(options)
     length = given.get("max_new_tokens") or given.get("max_length", 20)
-    going_on = {name: value for name, value in given.items() if name not in STOPS} | {"max_new_tokens": length + BEYOND}
-    text = target.generate(**inputs, **going_on)
+    going_on = {name: value for name, value in given.items() if name not in STOPS}
+    text = target.generate(**inputs, **(going_on | {"max_new_tokens": length + BEYOND}))
     skipped = 0 if text.shape[1] > length + BEYOND else _prompt_length(inputs)
     head.learn(text, skipped)
 
@@ -55,7 +55,7 @@ def compare(
     learn: bool = True,
     **inputs: Any,
 ) -> Pair:
-    """Generate both ways from one prompt; the tokens must be the same, and more than `least` accepted per verification.
+    """Generate both ways from one prompt: the same tokens, at a mean acceptance length above `least`.
 
     An oracle learns the text first, unless the caller has taught it.
     """
@@ -80,8 +80,7 @@ def mean_acceptance(drafted: Any) -> float:
 
 
 def branches_taken(head: OracleHead, sequence: torch.Tensor) -> tuple[int, int]:
-    """Of the drafts that were accepted in the head's last call: how many there were, and how many were not their parent's
-    first child."""
+    """Of the drafts accepted in the head's last call: how many they are, and how many are not a first child."""
     text, accepted, later = sequence[0].tolist(), 0, 0
     for position, tree in head.records[-1].trees:
         node, children, tokens = 0, tree.children(0), tree.tokens[0].tolist()

@@ -1,8 +1,8 @@
 """A drafter that knows the target's true continuation, and hides it in random trees.
 
-The true tokens stand at random places among random siblings, side branches grow everywhere, nodes are numbered in a random
-order, and now and then the truth is left out: so a round accepts several drafts, not always all, on branches that do not
-come first. What the loop does with a tree can then go wrong, and be seen.
+The true tokens stand at random places among random siblings, side branches grow everywhere, nodes are numbered in a
+random order, and now and then the truth is left out: so a round accepts several drafts, not always all, on branches
+that do not come first. What the loop does with a tree can then go wrong, and be seen.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class OracleHead(PreTrainedModel):
         self.post_init()
 
     def learn(self, sequence: torch.Tensor, skipped: int = 0) -> None:
-        """Learn a text `[1, length]` by heart, whose first token stands at position `skipped` of what the target saw."""
+        """Learn a text `[1, length]` by heart; its first token stands at position `skipped` of what the target saw."""
         self.texts.insert(0, [-1] * skipped + sequence[0].tolist())
 
     def continuation(self, ids: list[int], offset: int) -> list[int]:
@@ -84,7 +84,8 @@ class OracleDrafter(TreeDrafter):
         state: Any = None,
         max_length: int | None = None,
     ) -> None:
-        super().__init__(head.config.boundaries_for(target.config.get_text_config(decoder=True).num_hidden_layers), shape, max_length)
+        layers = target.config.get_text_config(decoder=True).num_hidden_layers
+        super().__init__(head.config.boundaries_for(layers), shape, max_length)
         self.head = head
         self.record = Record(shape)
         head.records.append(self.record)
@@ -110,8 +111,8 @@ class OracleDrafter(TreeDrafter):
 def grow(
     root: int, truth: list[int], depth: int, shape: TreeShape, vocabulary: int, dice: random.Random
 ) -> DraftTree:
-    """A tree of `shape` that holds the chain `truth` among random branches, its nodes numbered in a random order in which
-    a parent comes before its children."""
+    """A tree of `shape` that holds the chain `truth` among random branches; nodes are numbered at random, but a parent
+    comes before its children."""
     truth = truth[: shape.num_assistant_tokens]
     tokens, parents, depths, scores = [root, *truth], [-1, *range(len(truth))], [*range(len(truth) + 1)], [0.0]
     for _ in truth:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from transformers import (
 )
 
 VOCABULARY = 96
+# The small trained models of the official program's golden runs.
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "models"
 FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 2}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"num_key_value_heads": 2, "head_dim": 12}),
@@ -36,7 +39,12 @@ SEEDS = {"llama": 4, "qwen3": 3, "mistral": 3, "phi3": 0, "gpt_neox": 15}
 
 
 def tiny_target(
-    family: str = "llama", *, attention: str = "sdpa", seed: int | None = None, cls: type | None = None, **overrides: Any
+    family: str = "llama",
+    *,
+    attention: str = "sdpa",
+    seed: int | None = None,
+    cls: type | None = None,
+    **overrides: Any,
 ) -> PreTrainedModel:
     """A random float32 target of seven layers over `VOCABULARY` tokens, without any end-of-text token.
 

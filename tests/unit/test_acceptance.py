@@ -1,8 +1,9 @@
-"""The acceptance rules: sampling gives exactly the target's distribution, and a walk takes exactly the target's tokens."""
+"""The acceptance rules: sampling gives the target's distribution exactly, and a walk takes the target's tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from unittest import mock
 
 import pytest
@@ -155,7 +156,7 @@ def test_a_walk_takes_the_targets_tokens(tree: tuple[list[list[int]], list[int]]
         history.append(step.token)
     assert [step.node for step in steps] == asked
     assert steps[0].node == 0
-    for step, after in zip(steps, steps[1:], strict=False):
+    for step, after in pairwise(steps):
         assert after.node == step.child
         assert step.child in children[step.node]
         assert tokens[step.child] == step.token

@@ -102,6 +102,41 @@ def test_draft_ids_written_as_absolute_ids(saved: Path) -> None:
     refuses(saved, ValueError, "`d2t` maps draft token", "offsets")
 
 
+def test_draft_vocabulary_that_was_never_filled_in(tmp_path: Path) -> None:
+    """SpecForge's initial buffers: no offsets, every target token marked."""
+    folder = released(tmp_path)
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save({**tensors, "d2t": tensors["d2t"] * 0, "t2d": tensors["t2d"] | True}, folder / "pytorch_model.bin")
+    refuses(folder, ValueError, "`d2t` names 128", "`t2d` marks 512", "never filled in")
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "num_attention_heads"])
+def test_released_config_without_a_size(tmp_path: Path, field: str) -> None:
+    folder = released(tmp_path, **{field: None})
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    del tensors["t2d"]
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"no `{field}`"):
+        Eagle3DraftModel.from_pretrained(folder)
+
+
+def test_generation_config_that_is_not_json(saved: Path) -> None:
+    (saved / "generation_config.json").write_text("{")
+    refuses(saved, OSError, "generation_config.json", "not JSON")
+
+
+def test_pickle_where_safetensors_were_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"holds none of model\.safetensors"):
+        Eagle3DraftModel.from_pretrained(released(tmp_path), use_safetensors=True)
+
+
+def test_more_boundaries_than_the_default_rule_knows(saved: Path) -> None:
+    config = Eagle3Config.from_target(LlamaConfig(**SIZES), target_boundaries=[1, 2, 3, 5, 6])
+    config.target_boundaries = None
+    with pytest.raises(ValueError, match="reads 5 boundaries and its config does not say which"):
+        target().generate(torch.tensor([[1]]), assistant_model=Eagle3DraftModel(config))
+
+
 def test_draft_ids_that_do_not_ascend(saved: Path) -> None:
     edit_weights(saved, lambda tensors: tensors["d2t"][3].fill_(40))
     refuses(saved, ValueError, "must ascend")
@@ -187,10 +222,13 @@ def released(tmp_path: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"norm_before_residual": True}, ("norm_before_residual", "not supported yet")),
+        ({"norm_before_residual": True}, ("norm_before_residual=True", "not supported yet")),
         ({"norm_output": True}, ("norm_output",)),
         ({"eagle_config": {"norm_before_fc": True}}, ("norm_before_fc",)),
         ({"eagle_config": {"use_aux_hidden_state": False}}, ("use_aux_hidden_state=False",)),
+        ({"layer_types": ["sliding_attention"]}, ("layer_types",)),
+        ({"eagle_config": {"use_last_layernorm": False}}, ("use_last_layernorm=False",)),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ("'per layer'",)),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}, ("'mrope'", "yarn")),
     ],
 )

@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, MistralConfig, Qwen3Config
+from transformers import LlamaConfig, MistralConfig, Qwen3Config, Qwen3NextConfig
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from hf_eagle3.cache import check_cache, keep_path, recording
-from hf_eagle3.limits import check_length, last_position
 
 SIZES = {
     "vocab_size": 16,
@@ -93,8 +92,9 @@ def test_goes_on_as_if_only_the_path_had_been_there(
     for index, (ours, other) in enumerate(zip(cache.layers, plain.layers, strict=True)):
         assert ours.get_mask_sizes(following) == other.get_mask_sizes(following)
         states = rows(following, 500)
-        for mine, theirs in zip(cache.update(states, -states, index), plain.update(states, -states, index), strict=True):
-            assert torch.equal(mine, theirs)
+        mine, theirs = (one.update(states, -states, index) for one in (cache, plain))
+        assert torch.equal(mine[0], theirs[0])
+        assert torch.equal(mine[1], theirs[1])
 
 
 def test_a_copy_made_before_is_not_written_into() -> None:
@@ -119,25 +119,6 @@ def test_layers_that_follow_a_tree_are_accepted(kind: str) -> None:
     check_cache(DynamicCache(), CONFIGS[kind])
 
 
-@pytest.mark.parametrize("kind", ["sliding", "mixed"])
-def test_the_window_is_a_limit(kind: str) -> None:
-    check_length(CONFIGS[kind], WINDOW)
-    assert last_position(CONFIGS[kind]) == WINDOW - 1
-    with pytest.raises(ValueError, match=f"sliding window of {WINDOW}"):
-        check_length(CONFIGS[kind], WINDOW + 1)
-
-
-def test_recording_ends_as_it_began_also_after_an_error() -> None:
-    cache = DynamicCache(config=CONFIGS["mixed"])
-    cache.layers[0].record_past = False
-    seen = []
-    with contextlib.suppress(KeyError), recording(cache):
-        seen.append(cache.layers[0].record_past)
-        raise KeyError
-    assert seen == [True]
-    assert not cache.layers[0].record_past
-
-
 def test_caches_that_cannot_drop_a_row() -> None:
     config = CONFIGS["full"]
     for cache in (StaticCache(config=config, max_cache_len=8), DynamicCache(config=config, offloading=True)):
@@ -145,3 +126,19 @@ def test_caches_that_cannot_drop_a_row() -> None:
             check_cache(cache, config)
     with pytest.raises(ValueError, match="tuple"):
         check_cache(((torch.zeros(1), torch.zeros(1)),), config)
+
+
+def test_a_cache_without_the_layers_that_the_target_needs() -> None:
+    """Layers are made as they are filled, so a user's empty cache says nothing: the target's config does."""
+    with pytest.raises(ValueError, match="LinearAttention"):
+        check_cache(DynamicCache(), Qwen3NextConfig(**SIZES, layer_types=["linear_attention", "full_attention"]))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_recording_ends_with_its_block(kind: str) -> None:
+    cache = DynamicCache(config=CONFIGS[kind])
+    sliding = [layer for layer in cache.layers if layer.is_sliding]
+    with contextlib.suppress(KeyError), recording(cache):
+        assert all(layer.record_past for layer in sliding)
+        raise KeyError("whatever ends the block")
+    assert not any(layer.record_past for layer in sliding)

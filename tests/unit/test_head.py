@@ -167,6 +167,18 @@ def test_boundaries_named_by_a_released_config(tmp_path: Path, ids: list[int], b
     assert AutoModel.from_pretrained(tmp_path).config.target_boundaries == boundaries
 
 
+def test_fields_given_to_from_pretrained_win() -> None:
+    source = GOLDEN / "eagle3_llama_head"
+    for load in (Eagle3DraftModel.from_pretrained, AutoModel.from_pretrained):
+        head = load(source, target_boundaries=[1, 3, 6], dtype=torch.float32)
+        assert head.config.target_boundaries == [1, 3, 6]
+        assert head.config.draft_vocab_size == 128
+        assert load(source, rope_theta=5e5).config.rope_parameters["rope_theta"] == 5e5
+    given = Eagle3DraftModel.from_pretrained(source).config
+    given.target_boundaries = [2, 3, 4]
+    assert Eagle3DraftModel.from_pretrained(source, config=given).config.target_boundaries == [2, 3, 4]
+
+
 def test_a_head_of_sharded_safetensors_loads(tmp_path: Path) -> None:
     head = fresh_head()
     head.save_pretrained(tmp_path, max_shard_size="10KB")

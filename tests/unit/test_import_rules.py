@@ -15,7 +15,7 @@ import hf_eagle3
 PACKAGE = Path(hf_eagle3.__file__).parent
 
 # A part is a module, or a folder of modules, directly under the package. It may import the parts named here and
-# whatever those may import. `verification` also trims the cache that its probe filled.
+# whatever those may import. `pairing` and `probe` are what `generation` asks before it decodes.
 MAY_IMPORT: dict[str, set[str]] = {
     "configuration_eagle3": set(),
     "tree": set(),
@@ -27,9 +27,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": {"tree"},
     "acceptance": {"tree"},
     "drafters": {"modeling_eagle3", "tree"},
-    "verification": {"attention", "tree", "cache"},
+    "verification": {"attention", "tree"},
+    "probe": {"attention", "cache", "verification", "tree"},
+    "pairing": {"drafters", "modeling_eagle3", "probe", "tree"},
     "decoding": {"drafters", "verification", "acceptance", "cache", "limits"},
-    "generation": {"decoding", "modeling_eagle3", "layouts"},
+    "generation": {"decoding", "pairing", "modeling_eagle3", "layouts"},
     "drawing": {"tree"},
     "data": set(),
     "evaluation": {"generation", "drawing"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -65,7 +67,7 @@ def test_best_chain_follows_the_likeliest_child(tree: DraftTree) -> None:
         chain = tree.best_chain(row)
         assert chain == lineage(parents, chain[-1]), "a chain from the root down, no node left out"
         assert chain[-1] not in parents, "down to a leaf"
-        for node, chosen in zip(chain, chain[1:], strict=False):
+        for node, chosen in pairwise(chain):
             siblings = [child for child, parent in enumerate(parents) if parent == node]
             assert scores[chosen] == max(scores[child] for child in siblings)
 

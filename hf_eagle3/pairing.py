@@ -1,0 +1,114 @@
+"""A head meets a target: what a head is, which pairs belong together, and what one call asks of them.
+
+Everything here is checked before anything runs, and refused in a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
+
+from .drafters.base import TreeDrafter
+from .drafters.eagle3 import Eagle3CandidateGenerator
+from .modeling_eagle3 import TREE_KNOBS, Eagle3DraftModel
+from .probe import check_target
+from .tree import TreeShape
+
+# Where neither the call nor the head says otherwise. A GPU verifies sixty nodes for about the price of one (the
+# paper's tree); a CPU pays for each, and its tree is the fastest that `hf-eagle3 sweep` found (benchmarks/README.md).
+DEFAULT_TREES = {"cpu": TreeShape(16, 5, 6), "default": TreeShape(59, 8, 10)}
+
+# From a head's class to what drafts with it: `(head, target, shape, state) -> TreeDrafter`.
+DRAFTERS: dict[type, Callable[..., TreeDrafter]] = {Eagle3DraftModel: Eagle3CandidateGenerator}
+
+
+def as_head(assistant: Any) -> Any:
+    """The draft head in an `assistant_model`, out of `torch.compile` or a `PeftModel`; `None` for other models."""
+    assistant = getattr(assistant, "_orig_mod", assistant)
+    if hasattr(assistant, "peft_config") and hasattr(assistant, "get_base_model"):
+        assistant = assistant.get_base_model()
+    return assistant if isinstance(assistant, tuple(DRAFTERS)) else None
+
+
+def drafter_for(head: PreTrainedModel, target: PreTrainedModel, shape: TreeShape, state: Any) -> TreeDrafter:
+    """A fresh drafter for one call."""
+    make = next(make for known, make in DRAFTERS.items() if isinstance(head, known))
+    return make(head, target, shape, state=state)
+
+
+def check_pair(target: PreTrainedModel, head: PreTrainedModel) -> None:
+    """Refuse a head and a target that do not belong together, or a target that cannot hold a tree.
+
+    Raises:
+        ValueError: saying which sizes differ, or what the target cannot do.
+    """
+    if target.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(target).__name__} is an encoder-decoder model, but a draft head needs a decoder-only target; call "
+            "`generate` without it."
+        )
+    text, config = target.config.get_text_config(decoder=True), head.config
+    if text.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"The head was made for a target of {config.vocab_size} tokens but the target has {text.vocab_size}; use "
+            "the target this head was trained for."
+        )
+    if text.hidden_size != config.target_hidden_size:
+        raise ValueError(
+            f"The head reads target states of width {config.target_hidden_size} but the target's are "
+            f"{text.hidden_size} wide; use the target this head was trained for."
+        )
+    check_target(target, config.boundaries_for(text.num_hidden_layers))
+
+
+def tree_shape(
+    target: PreTrainedModel, head: PreTrainedModel, given: dict[str, Any], generation_config: GenerationConfig | None
+) -> TreeShape:
+    """The tree of a call: what `generate` was given, else `head.generation_config`, else the target's device decides.
+
+    Takes the knobs out of `given`.
+    """
+    default = DEFAULT_TREES.get(target.device.type, DEFAULT_TREES["default"])
+    chosen = {}
+    for name in TREE_KNOBS:
+        keyword = given.pop(name, None)
+        places = (keyword, getattr(generation_config, name, None), getattr(head.generation_config, name, None))
+        chosen[name] = next((value for value in places if value is not None), getattr(default, name))
+    return TreeShape(**chosen)
+
+
+def check_call(target: Any, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
+    """Refuse a way of generating in which a head would be ignored, or could not keep its promise.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    merged, _ = target._prepare_generation_config(generation_config, **kwargs)
+    if merged.prompt_lookup_num_tokens or merged.use_mtp or merged.assistant_early_exit:
+        raise ValueError("Got a draft head and another way of drafting at once; choose one of them.")
+    if merged.assistant_ensemble_weight is not None:
+        raise ValueError(
+            "`assistant_ensemble_weight` mixes the draft into the target's distribution, which drafting with a head "
+            "leaves as it is; leave it out."
+        )
+    if merged.cache_implementation not in (None, "dynamic"):
+        raise ValueError(
+            f"`cache_implementation={merged.cache_implementation!r}` makes a cache from which rejected draft tokens "
+            "cannot be dropped; leave it out, and a head works with the `DynamicCache` that `generate` then makes."
+        )
+    mode = merged.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(
+            "A draft head works with greedy search and sampling, but this call asks for "
+            f"{mode.value.replace('_', ' ')} (`num_beams={merged.num_beams}`); leave out `assistant_model`, or the "
+            "options that ask for it."
+        )
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(merged, name, None):
+            raise ValueError(
+                f"`{name}=True` is not supported with a draft head, which runs whole trees through the target; leave "
+                "it out, or call `generate` without the head."
+            )

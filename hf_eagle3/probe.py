@@ -1,0 +1,126 @@
+"""The probe: does this target, as it is configured, hold a draft tree?
+
+There is no list of models: the target is asked, by a small tree and by the same tokens step by step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import weakref
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from .attention import backend_of
+from .cache import check_cache, keep_path, recording
+from .tree import DraftTree
+from .verification import verify
+
+# Largest difference between tree and plain logits that is still rounding: root mean square over the vocabulary, as a
+# share of the spread of the plain logits, so that an offset common to all of them hides nothing. Seen on a target of
+# 30 layers: 6e-6 in float32 and 0.07 in bfloat16, where one that ignores its mask comes to 0.34 and 0.37. So a probe
+# in bfloat16 sees only that much; what a family does in one layer is what the test over all families sees, in float32.
+PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
+
+_VERDICTS: dict[str, str | None] = {}
+_WELCOME: weakref.WeakKeyDictionary[PreTrainedModel, set[str]] = weakref.WeakKeyDictionary()
+
+
+def check_target(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
+    """Refuse a target on which a draft tree does not give plain decoding's logits.
+
+    The first time that a configuration is met (with its attention implementation, dtype and boundaries) the target
+    runs a small tree, two siblings and a child, and the same tokens step by step. The random state is left as it was.
+
+    Raises:
+        ValueError: if the target cannot run a tree, or the logits differ beyond `PROBE_TOLERANCE`.
+    """
+    quick = f"{backend_of(target)} {target.dtype} {list(boundaries)} training={target.training}"
+    if quick in _WELCOME.setdefault(target, set()):
+        return
+    key = hashlib.sha256(f"{type(target)} {quick} {target.config.to_json_string()}".encode()).hexdigest()
+    if key not in _VERDICTS:
+        devices = [target.device] if target.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            try:
+                _VERDICTS[key] = _compare(target, boundaries)
+            except (torch.OutOfMemoryError, MemoryError):
+                raise  # no verdict on the target
+            except Exception as error:  # anything that any model's code may raise; not remembered: it may pass
+                reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
+                raise ValueError(
+                    _refusal(target, f"its forward over one raises {type(error).__name__}: {reason}")
+                ) from error
+    problem = _VERDICTS[key]
+    if problem is not None:
+        raise ValueError(_refusal(target, problem))
+    _WELCOME[target].add(quick)
+
+
+def _refusal(target: PreTrainedModel, problem: str) -> str:
+    advice = "it is in training mode, so call `target.eval()` first" if target.training else ""
+    advice = advice or "call `generate` without a draft head"
+    return f"{type(target).__name__} cannot verify a draft tree ({problem}); {advice}."
+
+
+def _compare(target: PreTrainedModel, boundaries: Sequence[int]) -> str | None:
+    """What is wrong with tree verification on this target, or `None`."""
+    from_tree, plain = _tree_logits(target, boundaries), _plain_logits(target)
+    spread = plain.std(-1).clamp(min=1e-6)
+    difference = float(((from_tree - plain).square().mean(-1).sqrt() / spread).max())
+    tolerance = PROBE_TOLERANCE.get(target.dtype, PROBE_TOLERANCE[torch.bfloat16])
+    if difference <= tolerance:
+        return None
+    return (
+        f"on a small tree its logits differ from plain decoding by {difference:.1e} of their spread, "
+        f"{tolerance:.0e} allowed"
+    )
+
+
+def _probe_ids(target: PreTrainedModel) -> list[int]:
+    """Eight tokens, different ones where the vocabulary has as many: a prompt of three, the root, two siblings, a
+    child of the first, and a last one."""
+    vocabulary = target.config.get_text_config(decoder=True).vocab_size
+    stride = next(step for step in range(max(1, vocabulary // 8), 0, -1) if math.gcd(step, vocabulary) == 1)
+    return [(index + 1) * stride % vocabulary for index in range(8)]
+
+
+def _tree_logits(target: PreTrainedModel, boundaries: Sequence[int]) -> torch.Tensor:
+    """Logits after the second sibling, after the child, and after one more token once the child's path is kept."""
+    ids = torch.tensor([_probe_ids(target)], device=target.device)
+    cache = DynamicCache(config=target.config.get_text_config(decoder=True))
+    check_cache(cache, target.config)
+    with recording(cache):
+        target(ids[:, :3], past_key_values=cache, use_cache=True)
+        parents = torch.tensor([[-1, 0, 0, 1]], device=ids.device)
+        tree = DraftTree(ids[:, 3:7], parents, torch.zeros(parents.shape))
+        committed = torch.ones(1, 6, dtype=torch.bool, device=ids.device)
+        position = torch.tensor([[3]], device=ids.device)
+        verified = verify(target, tree, cache, committed[:, :3], position, boundaries, use_cache=True)
+        keep_path(cache, 3, [0, 1, 3])
+        last = DraftTree.root_only(ids[:, 7])
+        after = verify(target, last, cache, committed, position + 3, boundaries, use_cache=True)
+    return torch.cat((verified.logits[0, 2:], after.logits[0]), dim=0).float()
+
+
+def _plain_logits(target: PreTrainedModel) -> torch.Tensor:
+    """The same logits, token by token as plain `generate` computes them."""
+    ids = _probe_ids(target)
+    sibling, child = [*ids[:4], ids[5]], [*ids[:5], *ids[6:8]]
+    path = _step_by_step(target, child)
+    return torch.stack((_step_by_step(target, sibling)[-1], path[-2], path[-1])).float()
+
+
+def _step_by_step(target: PreTrainedModel, ids: list[int]) -> list[torch.Tensor]:
+    tokens = torch.tensor([ids], device=target.device)
+    cache = DynamicCache(config=target.config.get_text_config(decoder=True))
+    chunks = [tokens[:, :3], *tokens[:, 3:].split(1, dim=1)]
+    logits = []
+    for start, chunk in zip([0, *range(3, len(ids))], chunks, strict=True):
+        positions = torch.arange(start, start + chunk.shape[1], device=tokens.device)[None]
+        out = target(chunk, position_ids=positions, past_key_values=cache, use_cache=True)
+        logits.append(out.logits[0, -1])
+    return logits
