@@ -130,14 +130,14 @@ class TreeDecoding:
         self._walk(DraftTree.root_only(self.input_ids[:, -1:].new_zeros(1)), outputs.logits[:, -1:])
 
     def _take_cache(self, cache: Any) -> None:
-        """The cache that the prefill filled: as a rule ours, but some targets begin a new one (Phi-3 with long text)."""
+        """The cache that the prefill filled: as a rule ours; some targets begin a new one (Phi-3, for a long text)."""
         if cache is self.cache:
             return
         check_cache(cache, self.target.config)
         if cache.get_seq_length() != self.prompt_length or self.cache.get_seq_length() > 0:
             raise ValueError(
-                f"{type(self.target).__name__} decodes on a cache of its own making (as with a learned prompt or "
-                "prefix), which drafting cannot follow; call `generate` without a head."
+                f"{type(self.target).__name__} decodes on a cache of its own making, which drafting cannot follow; "
+                "call `generate` without a head."
             )
         self.cache = self.model_kwargs["past_key_values"] = cache
 

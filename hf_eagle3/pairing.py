@@ -50,6 +50,11 @@ def check_pair(target: PreTrainedModel, head: PreTrainedModel) -> None:
             f"{type(target).__name__} is an encoder-decoder model, but a draft head needs a decoder-only target; call "
             "`generate` without it."
         )
+    if "prepare_inputs_for_generation" in vars(target):
+        raise ValueError(
+            f"{type(target).__name__} carries a learned prompt or prefix (its inputs are prepared by somebody else), "
+            "which draft trees cannot follow; call `generate` without a head."
+        )
     text, config = target.config.get_text_config(decoder=True), head.config
     if text.vocab_size != config.vocab_size:
         raise ValueError(
@@ -71,7 +76,8 @@ def tree_shape(
 
     Takes the knobs out of `given`.
     """
-    default = DEFAULT_TREES.get(target.device.type, DEFAULT_TREES["default"])
+    device = head.device if target.device.type == "meta" else target.device  # "meta": the target is offloaded
+    default = DEFAULT_TREES.get(device.type, DEFAULT_TREES["default"])
     chosen = {}
     for name in TREE_KNOBS:
         keyword = given.pop(name, None)

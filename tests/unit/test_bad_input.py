@@ -320,6 +320,18 @@ def test_call_that_a_head_cannot_serve(saved: Path, options: dict[str, Any], wor
     one_sentence(caught.value, *words)
 
 
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_target_with_a_learned_prompt(saved: Path, kind: str) -> None:
+    import peft
+
+    prompted = peft.get_peft_model(target(), getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(ValueError, match="learned prompt or prefix") as caught:
+        prompted.generate(
+            input_ids=torch.tensor([[1, 2, 3]]), assistant_model=Eagle3DraftModel.from_pretrained(saved)
+        )
+    one_sentence(caught.value, "without a head")
+
+
 def test_batch_of_prompts(saved: Path) -> None:
     head = Eagle3DraftModel.from_pretrained(saved)
     with pytest.raises(ValueError, match="a batch of 2 prompts"):
