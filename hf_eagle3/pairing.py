@@ -19,7 +19,7 @@ from .tree import TreeShape
 
 # Where neither the call nor the head says otherwise. A GPU verifies sixty nodes for about the price of one (the
 # paper's tree); a CPU pays for each, and its tree is the fastest that `hf-eagle3 sweep` found (benchmarks/README.md).
-DEFAULT_TREES = {"cpu": TreeShape(16, 5, 6), "default": TreeShape(59, 8, 10)}
+DEFAULT_TREES = {"cpu": TreeShape(9, 3, 4), "default": TreeShape(59, 8, 10)}
 
 # From a head's class to what drafts with it: `(head, target, shape, state) -> TreeDrafter`.
 DRAFTERS: dict[type, Callable[..., TreeDrafter]] = {Eagle3DraftModel: Eagle3CandidateGenerator}

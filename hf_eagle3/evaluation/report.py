@@ -47,7 +47,8 @@ def sweep_table(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         sizes = (str(size) for size in entry.shape)
         spread = f"{entry.low:.2f}-{entry.high:.2f}"
-        table.add_row(*sizes, f"{entry.acceptance_length:.2f}", f"{entry.mean:.2f}", f"{entry.ratio:.2f}", spread)
+        figures = (f"{figure:.2f}" for figure in (entry.acceptance_length, entry.mean, entry.ratio))
+        table.add_row(*sizes, *figures, spread)
     return table
 
 

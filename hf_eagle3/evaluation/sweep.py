@@ -73,4 +73,5 @@ def _with(settings: Settings, shape: Shape) -> Settings:
 def _entry(shape: Shape, pairs: Sequence[tuple[Run, Run]]) -> Entry:
     ratios = [drafted.tokens_per_second / plain.tokens_per_second for plain, drafted in pairs]
     lengths = [length for _, drafted in pairs for length in drafted.acceptance_lengths]
-    return Entry(shape, statistics.mean(lengths), statistics.mean(ratios), statistics.median(ratios), *quartiles(ratios))
+    length, mean = statistics.mean(lengths), statistics.mean(ratios)
+    return Entry(shape, length, mean, statistics.median(ratios), *quartiles(ratios))
