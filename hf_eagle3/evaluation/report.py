@@ -41,7 +41,8 @@ def speed_table(rows: Sequence[Speed]) -> Table:
 
 def sweep_table(entries: Sequence[Entry]) -> Table:
     """One row a tree, the fastest first."""
-    table = Table(caption="acceptance length: bonus included; ratios: to plain generate, question by question", box=box.SIMPLE_HEAD)
+    caption = "acceptance length: bonus included; ratios: to plain generate, question by question"
+    table = Table(caption=caption, box=box.SIMPLE_HEAD)
     for heading in ("draft nodes", "depth", "top-k", "acceptance\nlength", "mean\nratio", "median", "quartiles"):
         table.add_column(heading, justify="right")
     for entry in entries:
