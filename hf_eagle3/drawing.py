@@ -40,10 +40,12 @@ def draw_tree(tree: DraftTree, words: Sequence[str], accepted: Sequence[int], bo
     ]
     labels = [_label(at[node], words[node], node in taken, node == 0) for node in range(tree.num_nodes)]
     end = at[accepted[-1]]
-    after = (end[0] + COLUMN, MARGIN + LINE * (max(height_of) + 1.5))
+    # A leaf has its line to itself; beside a node with rejected children the bonus goes below the tree.
+    below = MARGIN + LINE * (max(height_of) + 1.5)
+    after = (end[0] + COLUMN, below if children[accepted[-1]] else end[1])
     labels += [_edge(end, after, ACCEPTED, 0.3, dashed=True), _label(after, bonus, True, False, dashed=True)]
     width = max(x for x, _ in [*at, after]) + COLUMN
-    height = after[1] + LINE / 2 + MARGIN
+    height = max(y for _, y in [*at, after]) + LINE / 2 + MARGIN
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
         'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="13">'

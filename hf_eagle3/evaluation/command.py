@@ -184,6 +184,7 @@ def draw(
     if round is not None and round > len(rounds):
         raise ValueError(f"--round {round} was given, but the answer took {len(rounds)} verifications; give fewer.")
     chosen = rounds[round - 1] if round else max(rounds, key=lambda seen: len(seen.path))
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(picture.svg(chosen, tokenizer), encoding="utf-8")
     typer.echo(f"{out}: {chosen.tree.num_nodes - 1} draft nodes, {len(chosen.path)} tokens from one target forward")
 
