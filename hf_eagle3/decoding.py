@@ -131,7 +131,7 @@ class TreeDecoding:
 
     def _take_cache(self, cache: Any) -> None:
         """The cache that the prefill filled: as a rule ours; some targets begin a new one (Phi-3, for a long text)."""
-        if cache is self.cache:
+        if cache is self.cache or cache is None:  # some targets fill it and do not hand it back
             return
         check_cache(cache, self.target.config)
         if cache.get_seq_length() != self.prompt_length or self.cache.get_seq_length() > 0:

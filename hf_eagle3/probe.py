@@ -51,9 +51,7 @@ def check_target(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
                 raise  # no verdict on the target
             except Exception as error:  # anything that any model's code may raise; not remembered: it may pass
                 reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
-                raise ValueError(
-                    _refusal(target, f"its forward over one raises {type(error).__name__}: {reason}")
-                ) from error
+                raise ValueError(_refusal(target, f"{type(error).__name__}: {reason}")) from error
     problem = _VERDICTS[key]
     if problem is not None:
         raise ValueError(_refusal(target, problem))
@@ -95,6 +93,8 @@ def _tree_logits(target: PreTrainedModel, boundaries: Sequence[int]) -> torch.Te
     check_cache(cache, target.config)
     with recording(cache):
         target(ids[:, :3], past_key_values=cache, use_cache=True)
+        if cache.get_seq_length() != 3:
+            raise ValueError("it leaves the cache that it is given empty")
         parents = torch.tensor([[-1, 0, 0, 1]], device=ids.device)
         tree = DraftTree(ids[:, 3:7], parents, torch.zeros(parents.shape))
         committed = torch.ones(1, 6, dtype=torch.bool, device=ids.device)
