@@ -1,37 +1,34 @@
-"""The target's states over stored conversations, computed once and kept on disk, so that training never runs it.
+"""What training needs of the target over a conversation: the captured states, and how logits come from them.
 
-A shard holds, per token, the captured boundaries and the last hidden state (after the final norm) in the target's
-dtype, and the target's argmax; and the probability mass of each token over the answers, from which a draft vocabulary
-is chosen. Full logits are never stored: they are one product away from the last hidden state.
+Full logits are never kept: they are one product away from the last hidden state. Knows nothing of heads or of files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel
 
-from .conversations import Conversation, load_conversations, write_atomically
+Row = tuple[Sequence[int], Sequence[bool]]  # token ids and loss mask of one conversation
+_ROWS_AT_ONCE = 512  # of full logits: 100 MB for a vocabulary of 50,000 in float32
 
 
 @dataclass
 class Example:
     """One conversation ready for training: all tensors are over its `tokens`.
 
-    `ids` int64; `answers` bool; `features [tokens, boundaries * hidden]`; `last_hidden [tokens, hidden]`; `argmax`
-    int64 (the target's best next token, -1 where the next token is not an answer token).
+    `ids` int64; `answers` bool; `features [tokens, boundaries * hidden]`; `last_hidden [tokens, hidden]`, after the
+    final norm; `best` int64, the target's argmax for the next token, -1 where that is no answer token.
     """
 
     ids: torch.Tensor
     answers: torch.Tensor
     features: torch.Tensor
     last_hidden: torch.Tensor
-    argmax: torch.Tensor
+    best: torch.Tensor
 
 
 def predicting(answers: torch.Tensor) -> torch.Tensor:
@@ -41,149 +38,183 @@ def predicting(answers: torch.Tensor) -> torch.Tensor:
     return shifted
 
 
-class FeatureExtractor:
-    """Runs `model` over conversations and keeps what training needs of it.
+@dataclass
+class LogitRule:
+    """How a target makes logits of its last hidden state `h`: `cap * tanh(scale * (weight @ h + bias) / cap)`.
 
-    [`write`] makes a shard, [`captured`] says what to capture while the text is still being generated.
-    Raises `ValueError` if the model's logits are not plainly its output embeddings times its last hidden state (a
-    logit scale or soft cap would make every teacher distribution wrong).
+    `weight [tokens, hidden]`, `bias [tokens]` or None; without a `cap` nothing is capped.
     """
 
-    def __init__(self, model: PreTrainedModel, boundaries: list[int], batch_tokens: int = 4096) -> None:
-        self.model, self.boundaries, self.batch_tokens = model, boundaries, batch_tokens
-        self._check_logits()
+    weight: torch.Tensor
+    scale: float = 1.0
+    cap: float | None = None
+    bias: torch.Tensor | None = None
 
-    @torch.inference_mode()
-    def _check_logits(self) -> None:
-        ids = torch.arange(3, 11, device=self.model.device)[None]
-        expected = self.model(input_ids=ids).logits.float()
-        found = self.output(self.model.base_model(input_ids=ids).last_hidden_state).float()
-        if (found - expected).abs().max() > 0.02 * expected.abs().max():
-            raise ValueError(
-                f"The logits of {type(self.model).__name__} are not its output embeddings times its last hidden state "
-                "(a scale or a soft cap?): its features cannot be cached yet."
-            )
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[..., tokens]` of `hidden [..., hidden]`, in the dtype of the weight."""
+        logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
-    def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        embeddings = self.model.get_output_embeddings()
-        assert embeddings is not None
-        logits: torch.Tensor = embeddings(hidden)
-        return logits
+    def rows(self, vocabulary: torch.Tensor) -> LogitRule:
+        """The rule for the tokens `vocabulary` (int64 `[kept]`) alone."""
+        bias = None if self.bias is None else self.bias[vocabulary]
+        return replace(self, weight=self.weight[vocabulary], bias=bias)
 
-    @property
-    def captured(self) -> list[int]:
-        """The boundaries to ask the model for: the head's, and the state after the final norm."""
-        return [*self.boundaries, self.model.config.get_text_config().num_hidden_layers]
 
-    @torch.inference_mode()
-    def write(self, conversations: list[Conversation], path: Path) -> None:
-        """One feature shard, in the order of `conversations`; states are computed for those that bring none."""
-        missing = [conversation for conversation in conversations if conversation.states is None]
-        missing.sort(key=lambda conversation: len(conversation.ids))
-        while missing:
-            count = max(1, self.batch_tokens // len(missing[-1].ids))
-            self._fill_in(missing[-count:])
-            del missing[-count:]
-        states = torch.cat([nn.functional.pad(c.states, (0, 0, 0, 1)) for c in conversations if c.states is not None])
-        features, last_hidden = states.tensor_split(
-            [states.shape[-1] * len(self.boundaries) // len(self.captured)], -1
-        )
-        answers = torch.cat([conversation.answer_mask() for conversation in conversations])
-        argmax, mass = self._best(last_hidden, predicting(answers))
-        tensors = {
-            "ids": torch.tensor([token for conversation in conversations for token in conversation.ids]).int(),
-            "answers": answers,
-            "lengths": torch.tensor([len(conversation.ids) for conversation in conversations]),
-            "features": features.contiguous(),
-            "last_hidden": last_hidden.contiguous(),
-            "argmax": argmax,
-            "mass": mass,
-        }
-        write_atomically(tensors, path, {"boundaries": str(self.boundaries)})
+@torch.no_grad()
+def logit_rule(model: Any) -> LogitRule:
+    """The rule of `model`, found in its config and checked against its logits on a few tokens.
 
-    def _fill_in(self, conversations: list[Conversation]) -> None:
-        """Run the target over `conversations` (right-padded together) and give each its states."""
-        device, rows = self.model.device, [torch.tensor(conversation.ids) for conversation in conversations]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+    Raises:
+        ValueError: if its logits are not its output embeddings times its last hidden state, scaled by a constant and
+            softly capped at the most.
+    """
+    plain = _output_matrix(model)
+    text = model.config.get_text_config(decoder=True)
+    ids = torch.arange(3, 19, device=model.device)[None] % text.vocab_size
+    out = model(input_ids=ids, output_hidden_states=[text.num_hidden_layers], use_cache=False)
+    hidden, expected = out.hidden_states[text.num_hidden_layers][0], out.logits[0].float()
+    cap = getattr(text, "final_logit_softcapping", None)
+    for scale in _scales(model.config, text):
+        rule = replace(plain, scale=scale, cap=cap)
+        if (rule.logits(hidden).float() - expected).abs().max() <= 0.02 * expected.abs().max():
+            return rule
+    raise ValueError(
+        f"The logits of {type(model).__name__} are not its output embeddings times its last hidden state, scaled or "
+        "softly capped: no teacher can be made of its states, so a head cannot be trained for it."
+    )
+
+
+def _scales(*configs: Any) -> list[float]:
+    """Factors that a config may name: Cohere's multiplies the logits, Granite's divides them."""
+    found = [1.0]
+    for config in configs:
+        found += [float(getattr(config, "logit_scale", None) or 1.0)]
+        found += [1.0 / float(getattr(config, "logits_scaling", None) or 1.0)]
+    return sorted(set(found), key=lambda scale: abs(scale - 1.0), reverse=True)
+
+
+def _output_matrix(model: Any) -> LogitRule:
+    """The output embeddings as a dense matrix: what a quantised module makes of the unit vectors."""
+    module = model.get_output_embeddings()
+    if module is None:
+        raise ValueError(f"{type(model).__name__} has no output embeddings: a head cannot be trained for it.")
+    weight, bias = module.weight.detach(), getattr(module, "bias", None)
+    bias = None if bias is None else bias.detach()
+    if type(module) is nn.Linear and weight.is_floating_point():
+        return LogitRule(weight, bias=bias)
+    units = torch.eye(model.config.get_text_config(decoder=True).hidden_size, device=model.device, dtype=model.dtype)
+    columns = module(units)
+    return LogitRule((columns - bias if bias is not None else columns).T.contiguous(), bias=bias)
+
+
+class TargetStates:
+    """Runs a target over conversations and gives what training needs of it, on the target's device and in its dtype.
+
+    Args:
+        model: a decoder-only causal LM, quantised ones and those with an adapter included.
+        boundaries: the captured boundaries, ascending.
+        batch_tokens: how many padded tokens go through the target at once.
+
+    Raises:
+        ValueError: if no [`LogitRule`] describes the target.
+    """
+
+    def __init__(self, model: Any, boundaries: list[int], batch_tokens: int = 4096) -> None:
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.boundaries, self.batch_tokens = list(boundaries), batch_tokens
+        self.logit_rule = logit_rule(self.model)
+
+    def examples(self, rows: Sequence[Row]) -> list[Example]:
+        """One example for each `(ids, loss mask)`, in the order given."""
+        made: dict[int, Example] = {}
+        for group in self._groups([len(ids) for ids, _ in rows]):
+            for index, example in zip(group, self._run([rows[index] for index in group]), strict=True):
+                made[index] = example
+        return [made[index] for index in range(len(rows))]
+
+    def _groups(self, lengths: list[int]) -> Iterator[list[int]]:
+        """Indices of rows that go through together: the longest first, so that too large a batch shows at once."""
+        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+        while order:
+            count = max(1, self.batch_tokens // max(lengths[order[0]], 1))
+            yield order[:count]
+            order = order[count:]
+
+    @torch.no_grad()
+    def _run(self, rows: Sequence[Row]) -> list[Example]:
+        """One forward over right-padded rows; padding comes later than every real token, so none of them sees it."""
+        device = self.model.device
+        ids = [torch.as_tensor(row, dtype=torch.long) for row, _ in rows]
+        padded = nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
+        lengths = torch.tensor([len(row) for row in ids], device=device)
+        mask = (torch.arange(padded.shape[1], device=device) < lengths[:, None]).long()
+        last = self.model.config.get_text_config(decoder=True).num_hidden_layers
         out = self.model.base_model(
-            input_ids=ids, attention_mask=mask, output_hidden_states=self.captured, use_cache=False
+            input_ids=padded, attention_mask=mask, output_hidden_states=[*self.boundaries, last], use_cache=False
         )
-        states = torch.cat([out.hidden_states[boundary] for boundary in self.captured], dim=-1).cpu()
-        for conversation, row in zip(conversations, states, strict=True):
-            conversation.states = row[: len(conversation.ids) - 1]
+        features = torch.cat([out.hidden_states[boundary] for boundary in self.boundaries], dim=-1)
+        hidden = out.hidden_states[last]
+        examples = []
+        for number, (own, (_, answered)) in enumerate(zip(ids, rows, strict=True)):
+            answers = torch.as_tensor(answered, dtype=torch.bool).to(device)
+            states = hidden[number, : len(own)]
+            best = self._best(states, predicting(answers))
+            examples.append(Example(own.to(device), answers, features[number, : len(own)], states, best))
+        return examples
 
-    def _best(self, last_hidden: torch.Tensor, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's argmax at `where` (-1 elsewhere) int32, and its summed probabilities `[vocab]` float32."""
-        argmax = torch.full(where.shape, -1, dtype=torch.int32)
-        mass = torch.zeros(self.model.config.get_text_config().vocab_size, dtype=torch.float32)
-        best = []
-        for chunk in last_hidden[where].split(512):
-            logits = self.output(chunk.to(self.model.device))
-            best.append(logits.argmax(-1).cpu())
-            mass += logits.softmax(-1).sum(0, dtype=torch.float32).cpu()
-        argmax[where] = torch.cat(best).int() if best else argmax[where]
-        return argmax, mass
+    def _best(self, hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        best = torch.full(where.shape, -1, dtype=torch.long, device=where.device)
+        parts = [logits.argmax(-1) for logits in self.full_logits(hidden[where])]
+        best[where] = torch.cat(parts) if parts else best[where]
+        return best
 
+    def full_logits(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Logits over the whole vocabulary of `hidden [positions, hidden]`, in pieces that fit in memory."""
+        for chunk in hidden.split(_ROWS_AT_ONCE) if len(hidden) else ():
+            yield self.logit_rule.logits(chunk)
 
-def extract(
-    model: PreTrainedModel,
-    conversations: Path,
-    folder: Path,
-    boundaries: list[int],
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write `features-N.safetensors` beside each `conversations-N.safetensors` that has none yet; resumable."""
-    extractor = FeatureExtractor(model, boundaries)
-    files = sorted(conversations.glob("conversations-*.safetensors"))
-    for done, file in enumerate(files):
-        path = folder / file.name.replace("conversations", "features")
-        if not path.is_file():
-            extractor.write(list(load_conversations(file)), path)
-        if progress is not None:
-            progress(done + 1, len(files))
+    @torch.no_grad()
+    def mass_of(self, example: Example) -> torch.Tensor:
+        """Summed probability of each token over the positions that predict an answer token, float32 `[vocab]`."""
+        mass = torch.zeros(len(self.logit_rule.weight), device=example.last_hidden.device)
+        for logits in self.full_logits(example.last_hidden[predicting(example.answers)]):
+            mass += logits.softmax(-1, dtype=torch.float32).sum(0)
+        return mass.cpu()
 
 
-class FeatureCache:
-    """All examples of a folder of feature shards, read lazily (the files are mapped, not loaded).
+def token_mass(
+    states: TargetStates,
+    rows: Iterable[Row],
+    limit_tokens: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> torch.Tensor:
+    """The target's summed probability of each token over all answers of `rows`, float32 `[vocab]`.
 
-    `mass` is the summed probability of each target token over all answers, float32 `[vocab]`. Raises `OSError` when
-    the folder has no shards, `ValueError` when they were made with other boundaries than the ones asked for.
+    Args:
+        limit_tokens: stop after so many tokens (prompts included): a sample ranks the vocabulary well enough.
+        progress: called with the tokens done.
     """
+    mass, done = torch.zeros(len(states.logit_rule.weight)), 0
+    for group in _grouped(rows, states.batch_tokens):
+        for example in states.examples(group):
+            mass += states.mass_of(example)
+            done += len(example.ids)
+        if progress is not None:
+            progress(done)
+        if limit_tokens is not None and done >= limit_tokens:
+            break
+    return mass
 
-    def __init__(self, folder: Path, boundaries: list[int]) -> None:
-        self.files = sorted(folder.glob("features-*.safetensors"))
-        if not self.files:
-            raise OSError(f"No feature shards under {folder}: extract them first (`hf-eagle3 train` does).")
-        self.where: list[tuple[int, int, int]] = []
-        self.shards = [safe_open(file, framework="pt") for file in self.files]
-        self.mass = torch.zeros(0)
-        for number, shard in enumerate(self.shards):
-            made_with = (shard.metadata() or {}).get("boundaries")
-            if made_with != str(boundaries):
-                raise ValueError(
-                    f"{self.files[number]} holds boundaries {made_with} and {boundaries} are wanted: "
-                    "extract into another folder."
-                )
-            mass = shard.get_tensor("mass")
-            self.mass = self.mass + mass if len(self.mass) else mass
-            start = 0
-            for length in shard.get_tensor("lengths").tolist():
-                self.where.append((number, start, length))
-                start += length
 
-    def __len__(self) -> int:
-        return len(self.where)
-
-    def length(self, index: int) -> int:
-        """Tokens of example `index`."""
-        return self.where[index][2]
-
-    def __getitem__(self, index: int) -> Example:
-        number, start, length = self.where[index]
-        ids, answers, features, last_hidden, argmax = (
-            self.shards[number].get_slice(name)[start : start + length]
-            for name in ("ids", "answers", "features", "last_hidden", "argmax")
-        )
-        return Example(ids.long(), answers, features, last_hidden, argmax.long())
+def _grouped(rows: Iterable[Row], tokens: int) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    for row in rows:
+        group.append(row)
+        if sum(len(ids) for ids, _ in group) >= 4 * tokens:
+            yield group
+            group = []
+    if group:
+        yield group

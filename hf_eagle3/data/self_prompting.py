@@ -1,283 +1,157 @@
-"""The target writes its own training text: it samples user turns after the chat template's user header, then answers.
+"""User turns that the target makes up: sampled after the chat template's user header, from openings of many kinds.
 
 Magpie (arXiv 2406.08464), with openings and system hints for diversity; a hint is never seen when the answer is made.
-On-policy answers matter more than good questions: the head learns what THIS target says.
+On-policy answers matter more than good questions: the head learns what THIS target says. Knows nothing of filters.
 """
 
 from __future__ import annotations
 
-import random
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from .conversations import ANSWER, TEMPLATE, USER, Conversation, load_conversations, save_conversations
-from .features import FeatureExtractor
-from .filters import Uniqueness, acceptable_prompt, loops
+from .filters import loops
+from .interview import Interview, Plan, draws, request_seed, takes_system
 from .openings import SYSTEM_PROMPTS, Kind, fill, pick_kind
-from .slots import Completion, Request, SlotDecoder
+from .slots import Completion, Request
+from .template import before_user
 
 _QUOTES = '"""'
-_SENTINELS = ("\u241eUSER\u241e", "\u241eANSWER\u241e", "\u241eNEXT\u241e")
+_FOLLOW_UP_TOKENS, _FOLLOW_UP_LENGTH = 64, 420  # of a second user turn, and of the conversation that gets one
+_PASSAGES = 32  # from so many on, openings are built of them
+_LONGEST, _LONGEST_PASSAGE = 500, 8  # characters of a user turn; characters for each token of a passage
+_SAMPLED = "sampled user turns"
 
 
 @dataclass(frozen=True)
-class SamplingPlan:
-    """How the text is sampled. Lengths are in tokens; shares are probabilities per conversation."""
+class Question:
+    """A user turn: its `text`, and the part `written` by the target after the opening it was given."""
 
-    answer_tokens: int = 250_000
-    max_answer: int = 224
-    max_passage: int = 320
-    prompt_temperatures: tuple[float, ...] = (0.8, 1.0, 1.2)
-    prompt_top_p: float = 0.95
-    answer_temperature: float = 0.7
-    greedy_share: float = 0.5
-    custom_system_share: float = 0.15
-    two_turn_share: float = 0.15
-    kept_loop_share: float = 0.2
-    shard_size: int = 64
-    seed: int = 0
-
-
-class ChatPieces:
-    """The chat template cut at the places where text is sampled, as token ids.
-
-    `before_user(system)` ends with the user header, `after_user` ends with the assistant header, `after_answer` goes
-    from an answer's stop token to the next user header. Raises `ValueError` if the template changes what it is given.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self._before: dict[str | None, list[int]] = {}
-        _, self.after_user, self.after_answer = self._pieces(None)
-
-    def before_user(self, system: str | None = None) -> list[int]:
-        if system not in self._before:
-            self._before[system] = self._pieces(system)[0]
-        return self._before[system]
-
-    def _pieces(self, system: str | None) -> tuple[list[int], list[int], list[int]]:
-        user, answer, following = _SENTINELS
-        turns = [{"role": "system", "content": system}] if system is not None else []
-        turns += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-        turns += [{"role": "user", "content": following}]
-        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        if any(text.count(sentinel) != 1 for sentinel in _SENTINELS):
-            raise ValueError(
-                "The chat template does not repeat the turns it is given: this target cannot self-prompt."
-            )
-        before, rest = text.split(user)
-        between, rest = rest.split(answer)
-        onwards = rest.split(following)[0]
-        before_ids, between_ids, onward_ids = (
-            self.tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in (before, between, onwards)
-        )
-        return before_ids, between_ids, onward_ids
+    text: str
+    written: str
 
 
 @dataclass
 class _Draft:
-    """A conversation in the making. `first` is its first turn alone, kept in case the second one comes to nothing."""
-
     kind: Kind
-    opening: list[int]
-    system: str | None
-    greedy: bool
     two_turns: bool
-    keep_loop: bool
-    conversation: Conversation = field(default_factory=Conversation)
-    first: Conversation | None = None
-    docstring: bool = False
-    wants_answer: bool = False
+    rng: Random
+    opening: list[int]
+
+    @property
+    def hint(self) -> str:
+        return f"You are a helpful assistant. {fill(self.kind.hint, self.rng)}"
 
 
 class SelfPrompter:
-    """Samples conversations from `model` with `tokenizer`'s template; iterate to get the ones that pass the filters.
+    """Makes up the user turns of interviews: `begin` one, ask for its `next` turn, `read` what the target sampled.
 
-    `slots` rows are decoded at once. The same `plan` and model give the same text on the same machine.
+    Without a system message in the template there are neither hints nor system prompts.
+
+    Raises:
+        ValueError: if the template cannot be cut where a user's text begins.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        plan: SamplingPlan,
-        slots: int = 48,
-        capture: list[int] | None = None,
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> None:
         self.tokenizer, self.plan = tokenizer, plan
-        self.pieces = ChatPieces(tokenizer)
-        configured = model.generation_config.eos_token_id if model.generation_config else tokenizer.eos_token_id
-        self.eos_ids: list[int] = configured if isinstance(configured, list) else [configured]
-        self.decoder = SlotDecoder(
-            model, self.eos_ids, slots, max_length=1536, refill=max(1, slots // 16), stop_early=self._wasted,
-            seed=plan.seed, capture=capture,
-        )  # fmt: skip
-        self.rng = random.Random(plan.seed)
-        self.unique = Uniqueness()
         self.passages: deque[list[int]] = deque(maxlen=512)
-        self.waiting: deque[Request] = deque()
-        self.answer_tokens = 0
+        before_user(tokenizer, [])
+        self.takes_system = takes_system(tokenizer)
 
-    def remember(self, conversation: Conversation) -> None:
-        """Count an earlier conversation (of a run being resumed): its prompt is not asked again."""
-        text = self._text([i for i, role in zip(conversation.ids, conversation.roles, strict=True) if role == USER])
-        self.unique.admit(text)
-        self.answer_tokens += conversation.answer_tokens
+    def begin(self, number: int) -> Interview:
+        """A new interview, of the kind and with the opening that its number draws."""
+        rng, plan = draws(self.plan.seed, number), self.plan
+        kind = pick_kind(rng, passages=len(self.passages) >= _PASSAGES)
+        opening = self._opening(kind, rng)
+        system = rng.choice(SYSTEM_PROMPTS) if rng.random() < plan.custom_system_share else None
+        temperature = 0.0 if rng.random() < plan.greedy_share else plan.temperature
+        two_turns = rng.random() < plan.two_turn_share
+        keep_loop = rng.random() < plan.kept_loop_share
+        draft = _Draft(kind, two_turns, rng, opening)
+        return Interview(
+            number, f"self-prompting/{kind.name}", temperature, keep_loop, system if self.takes_system else None,
+            draft=draft,
+        )  # fmt: skip
 
-    def __iter__(self) -> Iterator[Conversation]:
-        for completion in self.decoder.run(self._requests()):
-            draft: _Draft = completion.request.payload
-            if draft.wants_answer:
-                finished = self._answered(draft, completion)
-            else:
-                sampled = self._user_turn(draft, completion)
-                finished = None if sampled and self._asked(draft, sampled) else draft.first
-            if finished is not None:
-                self.answer_tokens += finished.answer_tokens
-                yield finished
+    def next(self, interview: Interview) -> Request | Question | None:
+        """What gives the next user turn: a request to the target, the turn itself, or None if none is to follow."""
+        draft: _Draft = interview.draft
+        if not interview.answered:
+            if draft.kind.max_new_tokens == 0:
+                return Question(self._text(draft.opening), "")
+            hint = [{"role": "system", "content": draft.hint}] if self.takes_system else []
+            return self._request(interview, before_user(self.tokenizer, hint), draft.kind.max_new_tokens)
+        length = len(interview.examples[-1].ids)
+        if not draft.two_turns or interview.answered > 1 or not interview.finished or length > _FOLLOW_UP_LENGTH:
+            return None
+        draft.opening = []
+        return self._request(interview, before_user(self.tokenizer, interview.messages), _FOLLOW_UP_TOKENS)
 
-    def _requests(self) -> Iterator[Request]:
-        while self.answer_tokens < self.plan.answer_tokens:
-            if self.waiting:
-                yield self.waiting.popleft()
-            else:
-                self._propose()
+    def _request(self, interview: Interview, ids: list[int], tokens: int) -> Request:
+        draft, plan = interview.draft, self.plan
+        temperature = draft.rng.choice(plan.prompt_temperatures)
+        seed = request_seed(plan.seed, interview, "user")
+        return Request(ids + draft.opening, tokens, temperature, plan.prompt_top_p, seed, interview)
 
-    def _propose(self) -> None:
-        """Queue a new user turn, or at once its answer when the opening already is the whole turn."""
-        rng, plan = self.rng, self.plan
-        kind = pick_kind(rng, passages=len(self.passages) >= 32)
-        draft = _Draft(
-            kind,
-            self._opening(kind),
-            rng.choice(SYSTEM_PROMPTS) if rng.random() < plan.custom_system_share else None,
-            greedy=rng.random() < plan.greedy_share,
-            two_turns=rng.random() < plan.two_turn_share,
-            keep_loop=rng.random() < plan.kept_loop_share,
-        )
-        draft.docstring = self._text(draft.opening).endswith(_QUOTES)
-        if kind.max_new_tokens == 0:
-            self._asked(draft, [])
-            return
-        ids = self.pieces.before_user(f"You are a helpful assistant. {fill(kind.hint, rng)}") + draft.opening
-        self._queue(draft, ids, kind.max_new_tokens, rng.choice(plan.prompt_temperatures))
+    def read(self, interview: Interview, completion: Completion) -> Question | None:
+        """The user turn that the target sampled, a docstring cut where it closes; None, counted, if it is no turn."""
+        draft = interview.draft
+        ids = completion.new_ids[:-1] if completion.finished else completion.new_ids
+        before, whole = self._text(draft.opening), self._text(draft.opening + ids)
+        closed = self._closes(draft.opening, ids)
+        if closed:
+            whole = whole[: whole.index(_QUOTES, len(before)) + len(_QUOTES)]
+        written, longest = whole[len(before) :], self._longest(draft.kind)
+        reason = (
+            "did not end" if not closed and not completion.finished
+            else "empty" if not written.strip()
+            else "special token" if set(ids) & set(self.tokenizer.all_special_ids)
+            else f"over {longest} characters" if len(whole) > longest
+            else None
+        )  # fmt: skip
+        if reason is None:
+            interview.tally.kept(_SAMPLED)
+            return Question(whole, written)
+        interview.tally.dropped(_SAMPLED, reason)
+        return None
 
-    def _opening(self, kind: Kind) -> list[int]:
+    def enough(self, request: Request, new_ids: list[int]) -> bool:
+        """Whether a user turn being sampled need not go on: its docstring has closed, or it loops."""
+        return self._closes(request.payload.draft.opening, new_ids) or loops(new_ids)
+
+    def hear(self, interview: Interview, ids: list[int]) -> None:
+        """Keep an answer as a passage that later user turns can be about."""
+        if len(ids) >= 48 and not loops(ids) and not interview.source.endswith(("/code", "/maths")):
+            self.passages.append(ids)
+
+    def remember(self, source: str, answer: str) -> None:
+        """The same for an answer of an earlier run."""
+        self.hear(Interview(0, source, 0.0), self._ids(answer))
+
+    def _longest(self, kind: Kind) -> int:
+        return max(_LONGEST, _LONGEST_PASSAGE * self.plan.max_passage if kind.uses_passage else 0)
+
+    def _opening(self, kind: Kind, rng: Random) -> list[int]:
         """The tokens a user turn begins with; an opening's trailing space is left for the model to write."""
-        before, passage, after = fill(self.rng.choice(kind.openings), self.rng).partition("{passage}")
+        before, passage, after = fill(rng.choice(kind.openings), rng).partition("{passage}")
         ids = self._ids(before if passage else before.rstrip(" "))
         if passage:
-            wanted = self.rng.randrange(60, self.plan.max_passage)
+            wanted = rng.randrange(min(60, self.plan.max_passage - 1), self.plan.max_passage)
             while len(ids) < wanted:
-                ids += self.rng.choice(self.passages) + self._ids("\n\n")
+                ids += rng.choice(self.passages) + self._ids("\n\n")
             ids = ids[: self.plan.max_passage] + self._ids(after.rstrip(" "))
         return ids
 
-    def _user_turn(self, draft: _Draft, completion: Completion) -> list[int]:
-        """The sampled part of a user turn, a docstring cut where it closes; empty if the turn did not end."""
-        ids = completion.new_ids
-        if draft.docstring and _QUOTES in self._text(ids):
-            return ids[: next(n for n in range(1, len(ids) + 1) if _QUOTES in self._text(ids[:n]))]
-        return ids[:-1] if completion.finished else []
-
-    def _wasted(self, request: Request, new_ids: list[int]) -> bool:
-        """Whether a row can be ended early: its docstring has closed, or it loops and no loop was wanted."""
-        draft: _Draft = request.payload
-        if draft.docstring and not draft.wants_answer:
-            return _QUOTES in self._text(new_ids)
-        return not draft.keep_loop and loops(new_ids)
-
-    def _asked(self, draft: _Draft, sampled: list[int]) -> bool:
-        """A user turn is there: filter it and queue its answer; says whether it was good enough."""
-        user = draft.opening + sampled
-        text = self._text(user)
-        longest = 8 * self.plan.max_passage if draft.kind.uses_passage else 500
-        if not acceptable_prompt(text, user, longest=longest) or not self.unique.admit(text, self._text(sampled)):
-            return False
-        if draft.first is None:
-            draft.conversation.extend(self.pieces.before_user(draft.system), TEMPLATE)
-        draft.conversation.extend(user, USER)
-        draft.conversation.extend(self.pieces.after_user, TEMPLATE)
-        draft.wants_answer = True
-        temperature = 0.0 if draft.greedy else self.plan.answer_temperature
-        self._queue(draft, draft.conversation.ids, self.plan.max_answer, temperature)
-        return True
-
-    def _answered(self, draft: _Draft, completion: Completion) -> Conversation | None:
-        """An answer is there: drop loops, keep it, and go on to a second user turn where one was planned."""
-        ids, conversation = completion.new_ids, draft.conversation
-        if loops(ids) and not draft.keep_loop:
-            return draft.first
-        if len(ids) >= 48 and not loops(ids) and draft.kind.name not in ("code", "maths"):
-            self.passages.append(ids[:-1] if completion.finished else ids)
-        conversation.extend(ids, ANSWER)
-        conversation.states = completion.states
-        conversation.about = {"kind": draft.kind.name, "greedy": draft.greedy, "finished": completion.finished}
-        conversation.about |= {"turns": 1 if draft.first is None else 2, "default_system": draft.system is None}
-        if not draft.two_turns or draft.first is not None or not completion.finished or len(conversation.ids) > 420:
-            return conversation
-        draft.first = Conversation(
-            list(conversation.ids), list(conversation.roles), conversation.about, completion.states
-        )
-        draft.wants_answer, draft.docstring, draft.opening = False, False, []
-        onwards = self.pieces.after_answer
-        conversation.extend(onwards[1:] if onwards[:1] == ids[-1:] else onwards, TEMPLATE)
-        self._queue(draft, conversation.ids, 64, self.rng.choice(self.plan.prompt_temperatures))
-        return None
-
-    def _queue(self, draft: _Draft, ids: list[int], max_new_tokens: int, temperature: float) -> None:
-        self.waiting.append(Request(list(ids), max_new_tokens, temperature, self.plan.prompt_top_p, draft))
+    def _closes(self, opening: Sequence[int], ids: list[int]) -> bool:
+        before = self._text(opening)
+        return before.rstrip().endswith(_QUOTES) and _QUOTES in self._text([*opening, *ids])[len(before) :]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         return ids
 
-    def _text(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids))
-
-
-def write_conversations(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    plan: SamplingPlan,
-    slots: int = 48,
-    extractor: FeatureExtractor | None = None,
-    progress: Callable[[int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> int:
-    """Fill `folder` with shards until `plan.answer_tokens` are there (or `stop()`), and return how many there are.
-
-    A folder that already holds shards is continued, with a seed of its own for the new part. With an `extractor` the
-    feature shards are written too, from the states that decoding produces anyway. `progress` is called with the answer
-    tokens so far.
-    """
-    shards = sorted(folder.glob("conversations-*.safetensors")) if folder.is_dir() else []
-    plan = replace(plan, seed=plan.seed + 10_007 * len(shards))
-    prompter = SelfPrompter(model, tokenizer, plan, slots, extractor.captured if extractor else None)
-    for conversation in load_conversations(folder) if shards else ():
-        prompter.remember(conversation)
-    number = 1 + int(shards[-1].stem.split("-")[1]) if shards else 0
-    pending: list[Conversation] = []
-
-    def write() -> None:
-        if extractor is not None:
-            extractor.write(pending, folder / f"features-{number:05d}.safetensors")
-        save_conversations(pending, folder / f"conversations-{number:05d}.safetensors")
-
-    for conversation in prompter:
-        pending.append(conversation)
-        if len(pending) == plan.shard_size:
-            write()
-            number, pending = number + 1, []
-            if progress is not None:
-                progress(prompter.answer_tokens)
-            if stop is not None and stop():
-                return prompter.answer_tokens
-    if pending:
-        write()
-    return prompter.answer_tokens
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

@@ -2,12 +2,14 @@
 
 `generate` on a batch keeps computing finished rows until the longest one ends. Here every row of a fixed batch is a
 slot: all slots share one column axis of the key/value cache, a new request is prefilled and written so that it ENDS at
-the current column, and a mask hides what an earlier tenant left to its left. Knows nothing of prompts or templates.
+the current column, and a mask hides what an earlier tenant left to its left. Each request brings its own seed, so that
+what is sampled for it does not depend on its company. Knows nothing of prompts or templates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -16,29 +18,32 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+_TOP_K = 256
+_ASK_EVERY = 32  # tokens of a row between two questions whether it is worth going on
+
 
 @dataclass
 class Request:
-    """One sequence to continue: `ids` so far, at most `max_new_tokens` more, `temperature` 0 for greedy."""
+    """One sequence to continue: `ids` so far, at most `max_new_tokens` more, `temperature` 0 for greedy.
+
+    Its draws come from its own `seed`: what it becomes does not depend on what is decoded beside it, beyond rounding.
+    """
 
     ids: list[int]
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    seed: int = 0
     payload: Any = None
 
 
 @dataclass
 class Completion:
-    """What a request became: `new_ids` holds the stop token too when `finished`, and is cut short when it is not.
-
-    `states [tokens - 1, boundaries * hidden]` are the captured boundaries of every token but the last one, on the CPU.
-    """
+    """What a request became: `new_ids` holds the stop token too when `finished`, and is cut short when it is not."""
 
     request: Request
     new_ids: list[int]
     finished: bool
-    states: torch.Tensor | None = None
 
 
 class SlotLayer(CacheLayerMixin):
@@ -100,34 +105,37 @@ class _Row:
     request: Request | None = None
     start: int = 0
     new_ids: list[int] = field(default_factory=list)
+    uniform: random.Random = field(default_factory=random.Random)
 
 
 class SlotDecoder:
     """Run `Request`s through `model` on `slots` rows, yielding each `Completion` as soon as it is known.
 
-    `eos_ids` stop a row. A request longer than `max_length` with its new tokens is refused (`ValueError`).
-    `stop_early` is asked now and then with a row's new ids, and ends the row (unfinished) when it says so. `seed`
-    makes the sampling repeatable for a given order of requests. `capture` names boundaries whose states come back with
-    each completion. The model must be an attention-only decoder in eval mode.
+    Args:
+        model: an attention-only decoder in eval mode.
+        eos_ids: tokens that stop a row.
+        slots: rows decoded at once.
+        max_length: the longest row, prompt and new tokens together; a longer request is refused (`ValueError`).
+        refill: how many rows must be free before new requests are prefilled together.
+        stop_early: asked now and then with a row's new ids; ends the row (unfinished) when it says so.
+
+    Raises:
+        ValueError: the model has layers that this kind of cache cannot serve.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        eos_ids: list[int],
+        eos_ids: Iterable[int],
         slots: int = 64,
         max_length: int = 1024,
         refill: int = 4,
         stop_early: Callable[[Request, list[int]], bool] | None = None,
-        seed: int = 0,
-        capture: list[int] | None = None,
     ) -> None:
-        self.capture = capture
-        self.states: torch.Tensor | None = None  # [slots, columns, boundaries * hidden], written as the cache is
+        _check_layers(model, max_length)
         self.model, self.eos_ids, self.max_length, self.refill = model, set(eos_ids), max_length, refill
         self.stop_early = stop_early
-        self.generator = torch.Generator(device=model.device).manual_seed(seed)
-        layers = model.config.get_text_config().num_hidden_layers
+        layers = model.config.get_text_config(decoder=True).num_hidden_layers
         self.layers = [SlotLayer(slots, max_length + 512) for _ in range(layers)]
         self.cache = Cache(layers=list(self.layers))
         self.rows = [_Row() for _ in range(slots)]
@@ -146,22 +154,36 @@ class SlotDecoder:
                         break
                     taken.append(request)
             if taken:
-                yield from self._admit(free, taken)
+                yield from self._admit(free[: len(taken)], taken)
             elif busy:
                 yield from self._step()
             else:
                 return
 
-    def _admit(self, free: list[int], requests: list[Request]) -> Iterator[Completion]:
-        """Prefill `requests` (left-padded together) and give each a free row; yields the ones that end at once."""
+    def _admit(self, slots: list[int], requests: list[Request]) -> Iterator[Completion]:
+        """Prefill `requests` (left-padded together), one for each of the free `slots`; yields what ends at once."""
         for request in requests:
             if len(request.ids) + request.max_new_tokens > self.max_length:
                 raise ValueError(
                     f"A request of {len(request.ids)} + {request.max_new_tokens} tokens does not fit in "
                     f"max_length={self.max_length}: shorten it or raise max_length."
                 )
-        device = self.model.device
         longest = max(len(request.ids) for request in requests)
+        logits, cache = self._prefill(requests, longest)
+        if self.cursor < longest:
+            self._move_cursor(longest)
+        for layer, prefilled in zip(self.layers, cache.layers, strict=True):
+            for i, (slot, request) in enumerate(zip(slots, requests, strict=True)):
+                # The padding's keys stay out: a fully masked row may hold NaN, and no mask keeps NaN from spreading.
+                own = slice(longest - len(request.ids), longest)
+                layer.place(slot, prefilled.keys[i, :, own], prefilled.values[i, :, own])
+        for slot, request in zip(slots, requests, strict=True):
+            self.rows[slot] = _Row(request, self.cursor - len(request.ids), uniform=random.Random(request.seed))
+        yield from self._append(slots, logits)
+
+    def _prefill(self, requests: list[Request], longest: int) -> tuple[torch.Tensor, DynamicCache]:
+        """Logits `[requests, vocabulary]` after the last token of each, and its cache of `longest` columns."""
+        device = self.model.device
         ids = torch.zeros(len(requests), longest, dtype=torch.long, device=device)
         mask = torch.zeros_like(ids)
         for i, request in enumerate(requests):
@@ -170,27 +192,9 @@ class SlotDecoder:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache()
         out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1,
-            output_hidden_states=self.capture,
-        )  # fmt: skip
-        if self.cursor < longest:
-            self._move_cursor(longest)
-        slots = free[: len(requests)]
-        for layer, prefilled in zip(self.layers, cache.layers, strict=True):
-            for i, (slot, request) in enumerate(zip(slots, requests, strict=True)):
-                # The padding's keys stay out: a fully masked row may hold NaN, and no mask keeps NaN from spreading.
-                own = slice(longest - len(request.ids), longest)
-                layer.place(slot, prefilled.keys[i, :, own], prefilled.values[i, :, own])
-        if self.capture is not None:
-            states = torch.cat([out.hidden_states[boundary] for boundary in self.capture], dim=-1)
-            if self.states is None:
-                self.states = states.new_zeros(len(self.rows), self.layers[0].columns, states.shape[-1])
-            for i, (slot, request) in enumerate(zip(slots, requests, strict=True)):
-                length = len(request.ids)
-                self.states[slot, self.cursor - length : self.cursor] = states[i, longest - length :]
-        for slot, request in zip(slots, requests, strict=True):
-            self.rows[slot] = _Row(request, self.cursor - len(request.ids))
-        yield from self._append(slots, out.logits[:, -1])
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        )
+        return out.logits[:, -1], cache
 
     def _move_cursor(self, column: int) -> None:
         """Carry all live rows so that the next column to be written is `column`."""
@@ -198,9 +202,6 @@ class SlotDecoder:
             row.start += column - self.cursor
         for layer in self.layers:
             layer.move(column)
-        if self.states is not None:
-            kept = min(self.cursor, column)
-            self.states[:, column - kept : column] = self.states[:, self.cursor - kept : self.cursor].clone()
         self._set_cursor(column)
 
     def _set_cursor(self, column: int) -> None:
@@ -216,54 +217,87 @@ class SlotDecoder:
         live = [i for i, row in enumerate(self.rows) if row.request is not None]
         self._set_cursor(self.cursor)
         first, device = self.layers[0].first, self.model.device
-        tokens = torch.zeros(len(self.rows), 1, dtype=torch.long, device=device)
-        starts = torch.full((len(self.rows), 1), self.cursor, device=device)
-        for i in live:
-            row = self.rows[i]
-            tokens[i, 0], starts[i, 0] = row.new_ids[-1], row.start
+        newest = [row.new_ids[-1] if row.request is not None else 0 for row in self.rows]
+        begun = [row.start if row.request is not None else self.cursor for row in self.rows]
+        starts = torch.tensor(begun, device=device)[:, None]
         columns = torch.arange(first, self.cursor + 1, device=device)
         mask = (columns >= starts)[:, None, None, :]
         out = self.model(
-            input_ids=tokens, attention_mask=mask, position_ids=self.cursor - starts, past_key_values=self.cache,
-            output_hidden_states=self.capture,
+            input_ids=torch.tensor(newest, device=device)[:, None],
+            attention_mask=mask, position_ids=self.cursor - starts, past_key_values=self.cache,
         )  # fmt: skip
-        if self.capture is not None and self.states is not None:
-            self.states[:, self.cursor] = torch.cat([out.hidden_states[boundary] for boundary in self.capture], -1)[
-                :, 0
-            ]
         self._set_cursor(self.cursor + 1)
         self.steps += 1
         yield from self._append(live, out.logits[live, -1])
 
     def _append(self, slots: list[int], logits: torch.Tensor) -> Iterator[Completion]:
-        chosen = self._sample([self.rows[slot].request for slot in slots], logits)  # type: ignore[misc]
-        for slot, token in zip(slots, chosen, strict=True):
-            row = self.rows[slot]
-            assert row.request is not None
+        rows = [self.rows[slot] for slot in slots]
+        for slot, row, token in zip(slots, rows, _choose(rows, logits), strict=True):
+            request = row.request
+            if request is None:
+                raise RuntimeError(f"Slot {slot} runs without a request.")
             row.new_ids.append(token)
             finished = token in self.eos_ids
-            over = len(row.new_ids) >= row.request.max_new_tokens
-            looping = (
-                self.stop_early is not None
-                and len(row.new_ids) % 32 == 0
-                and self.stop_early(row.request, row.new_ids)
-            )
-            if finished or over or looping:
+            over = len(row.new_ids) >= request.max_new_tokens
+            asked = self.stop_early is not None and len(row.new_ids) % _ASK_EVERY == 0
+            if finished or over or (asked and self.stop_early(request, row.new_ids)):  # type: ignore[misc]
                 self.rows[slot] = _Row()
-                states = self.states[slot, row.start : self.cursor].cpu().clone() if self.states is not None else None
-                yield Completion(row.request, row.new_ids, finished, states)
+                yield Completion(request, row.new_ids, finished)
 
-    def _sample(self, requests: list[Request], logits: torch.Tensor, top_k: int = 256) -> list[int]:
-        """Argmax for greedy rows; temperature, then top-p over the `top_k` best, for the others."""
-        chosen = logits.argmax(-1)
-        warm = [i for i, request in enumerate(requests) if request.temperature > 0]
-        if warm:
-            values, ids = logits[warm].float().topk(min(top_k, logits.shape[-1]))
-            temperature = torch.tensor([[requests[i].temperature] for i in warm], device=logits.device)
-            top_p = torch.tensor([[requests[i].top_p] for i in warm], device=logits.device)
-            probs = (values / temperature).softmax(-1)
-            probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)
-            picked = torch.multinomial(probs, 1, generator=self.generator)
-            chosen[warm] = ids.gather(1, picked)[:, 0]
-        result: list[int] = chosen.tolist()
-        return result
+
+def _choose(rows: list[_Row], logits: torch.Tensor) -> list[int]:
+    """The next token of each row of `logits [rows, vocabulary]`: argmax, or a draw where a temperature is asked for.
+
+    One uniform per row and token, from the row's own generator, picks from the inverse of the cumulated probabilities.
+    """
+    chosen = logits.argmax(-1)
+    warm = [i for i, row in enumerate(rows) if row.request is not None and row.request.temperature > 0]
+    if warm:
+        requests = [rows[i].request for i in warm]
+        temperature, top_p, uniform = (
+            torch.tensor(values, device=logits.device, dtype=torch.float32)[:, None]
+            for values in (
+                [request.temperature for request in requests if request is not None],
+                [request.top_p for request in requests if request is not None],
+                [rows[i].uniform.random() for i in warm],
+            )
+        )
+        chosen[warm] = draw(logits[warm], temperature, top_p, uniform)
+    result: list[int] = chosen.tolist()
+    return result
+
+
+def draw(
+    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor
+) -> torch.Tensor:
+    """Tokens int64 `[rows]` for `logits [rows, vocabulary]`; the three others are float32 `[rows, 1]`.
+
+    Temperature first, then the smallest set of likeliest tokens that holds `top_p`, among the `_TOP_K` best at most
+    (a sort of the whole vocabulary would cost more than the tokens below them are worth). `uniform` in [0, 1) says
+    where in the cumulated probabilities of that set the token lies.
+    """
+    values, ids = logits.float().topk(min(_TOP_K, logits.shape[-1]))
+    probabilities = (values / temperature).softmax(-1)
+    probabilities = probabilities.masked_fill(probabilities.cumsum(-1) - probabilities >= top_p, 0.0)
+    cumulated = probabilities.cumsum(-1)
+    picked = (cumulated <= uniform * cumulated[:, -1:]).sum(-1, keepdim=True)
+    last = (probabilities > 0).sum(-1, keepdim=True) - 1  # rounding may carry a uniform near 1 past the end
+    return ids.gather(1, torch.minimum(picked, last))[:, 0]
+
+
+def _check_layers(model: PreTrainedModel, max_length: int) -> None:
+    """Refuse layers that keep more than keys and values, or whose window a mask over all columns would widen."""
+    text = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(text, "layer_types", None) or [])
+    window = getattr(text, "sliding_window", None) if "sliding_attention" in kinds or not kinds else None
+    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise ValueError(
+            f"{type(model).__name__} has {', '.join(unknown)} layers, and decoding many rows at once here needs plain "
+            "attention: let a server write the answers (`--server URL`)."
+        )
+    if window is not None and window < max_length:
+        raise ValueError(
+            f"{type(model).__name__} attends {window} tokens back, and rows of up to {max_length} were asked "
+            f"for: give --max-length {window} at the most, or let a server write the answers (`--server URL`)."
+        )

@@ -1,1 +1,1 @@
-"""Training-time test for EAGLE-3 heads: rollout, loss, cached features to batches, the loop that resumes."""
+"""Training-time test for EAGLE-3 heads: rollout, loss, batches, and a transformers Trainer around them."""

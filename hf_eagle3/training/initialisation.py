@@ -1,35 +1,46 @@
-"""A fresh head that starts from what the target already knows.
+"""Where a head starts: fresh, from what the target already knows, or warm, from a head that somebody trained.
 
-The decoder layer takes the target's last layer (the hidden half; the embedding half is small noise), with that layer's
-norm gains folded into the projections and norms of 1; the output rows are the target's; the fusion layer is small.
+A fresh head's decoder layer takes the target's last layer (the hidden half; the embedding half is small noise), with
+that layer's norm gains folded into the projections and norms of 1; the output rows are the target's; the fusion layer
+is small.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ..configuration_eagle3 import Eagle3Config
+from ..data.features import Example
 from ..modeling_eagle3 import Eagle3DraftModel
 
 
 def fresh_head(
-    target: PreTrainedModel, vocabulary: torch.Tensor, seed: int = 0, boundaries: list[int] | None = None
+    target: PreTrainedModel,
+    vocabulary: torch.Tensor,
+    output_rows: torch.Tensor,
+    seed: int = 0,
+    boundaries: list[int] | None = None,
 ) -> Eagle3DraftModel:
-    """A float32 head for `target` with draft vocabulary `vocabulary` (ascending target ids, int64)."""
+    """A float32 head for `target`.
+
+    Args:
+        vocabulary: ascending target ids, int64 `[draft_vocab]`: the draft vocabulary.
+        output_rows: the target's output matrix at them, `[draft_vocab, hidden]`.
+        boundaries: what the head reads; the official default if not given.
+    """
     overrides = {"target_boundaries": boundaries} if boundaries else {}
     config = Eagle3Config.from_target(target.config, draft_vocab_size=len(vocabulary), **overrides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Eagle3DraftModel(config).float()
     head.set_draft_vocabulary(vocabulary)
-    output = target.get_output_embeddings()
-    assert output is not None
     with torch.no_grad():
-        if output.weight.shape[1] == config.hidden_size:
-            head.lm_head.weight.copy_(output.weight[vocabulary])
+        if output_rows.shape == head.lm_head.weight.shape:
+            head.lm_head.weight.copy_(output_rows)
         copy_last_layer(head, target)
     return head
 
@@ -50,14 +61,30 @@ def copy_last_layer(head: Eagle3DraftModel, target: PreTrainedModel) -> None:
         ("mlp", "up_proj", after),
         ("mlp", "down_proj", None),
     ]:
-        theirs = getattr(getattr(source, block, None), name, None)
-        if theirs is None:
-            continue
-        weight = theirs.weight if gain is None else theirs.weight * gain
+        theirs = getattr(getattr(getattr(source, block, None), name, None), "weight", None)
+        if theirs is None or not theirs.is_floating_point() or theirs.ndim != 2:
+            continue  # a quantised target's layer starts from noise
+        weight = theirs.float() if gain is None else theirs.float() * gain
         mine = getattr(getattr(ours, block), name).weight
         hidden_half = mine[:, -weight.shape[1] :]  # queries, keys and values read [embedding ; hidden]
         if hidden_half.shape == weight.shape:
             hidden_half.copy_(weight)
+
+
+def feature_scale(examples: Iterable[Example], boundaries: int) -> torch.Tensor:
+    """Factors, float32 `[boundaries * hidden]`, that bring all features to about one level, the deepest boundary's.
+
+    Residual streams have a few dimensions hundreds of times larger than the rest; scaled, one learning rate suits all.
+    The level is what the target's last layer, from which a fresh head is made, is used to. Root mean squares are
+    taken over the answers: the first token of a text may carry states that dwarf all others. Powers of two, so that
+    folding the factors into the fusion layer, and taking them out again, rounds nothing.
+    """
+    total, count = torch.zeros(()), 0
+    for example in examples:
+        rows = example.features[example.answers].float().cpu()
+        total, count = total + rows.square().sum(0), count + len(rows)
+    size = (total / max(count, 1)).clamp(min=1e-12).sqrt()
+    return torch.exp2((size[-len(size) // boundaries :].median() / size).log2().round())
 
 
 def _gain(norm: Any, width: int) -> torch.Tensor:

@@ -4,34 +4,63 @@ Row `t` of step `i` is what inference meets when a chain that starts after posit
 fused feature `f_t` at step 0 and the row's own previous output later, the embedding of data token `x_{t+1+i}`, RoPE
 position `t + i`, the keys of step-0 rows `0..t` and the row's own keys of steps `1..i`. Its target is the target
 model's distribution at position `t + 1 + i`. Gradients flow through everything (EAGLE-3, arXiv 2503.01840, section
-3.2).
+3.2). Knows nothing of losses, of files or of the target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..modeling_eagle3 import Eagle3DraftModel
 
+# Queries whose scores are held at once: `[heads, QUERIES, tokens]` float32 is what attention costs in memory.
+QUERIES = 512
 
-def supervision(answers: torch.Tensor, steps: int) -> torch.Tensor:
-    """V(t, i): bool `[steps, batch, tokens]` from the bool answer mask `[batch, tokens]`.
 
-    Row `t` is supervised at step `i` when tokens `t+1 .. t+2+i` all are answer tokens of one turn: then the chain
-    could have started there, and the token it predicts exists.
+@dataclass
+class Sequences:
+    """What a rollout reads: several conversations, one to a padded row of the batch or packed one after another.
+
+    `fused [batch, tokens, hidden]` are the features `f_t`; `embeddings [batch, tokens, hidden]` those of the data
+    tokens `x_t` themselves (the shift is made here); `positions` int64 `[batch, tokens]` count within a conversation;
+    `documents` int `[batch, tokens]` tell conversations apart, -1 is padding.
     """
-    tokens = answers.shape[1]
+
+    fused: torch.Tensor
+    embeddings: torch.Tensor
+    positions: torch.Tensor
+    documents: torch.Tensor
+
+
+@dataclass
+class _Memory:
+    """Keys and values of a layer, `[batch, kv_heads, n, head_dim]`: step 0 of every token, later steps row by row."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    own_keys: list[torch.Tensor] = field(default_factory=list)
+    own_values: list[torch.Tensor] = field(default_factory=list)
+
+
+def supervision(answers: torch.Tensor, documents: torch.Tensor, steps: int) -> torch.Tensor:
+    """V(t, i): bool `[steps, batch, tokens]` from the bool answer mask and the documents, both `[batch, tokens]`.
+
+    Row `t` is supervised at step `i` when tokens `t+1 .. t+2+i` all are answer tokens of its own conversation with no
+    gap: then a chain could have started there, and the token it predicts exists.
+    """
+    batch, tokens = answers.shape
+    ends = torch.ones(batch, 1, dtype=torch.bool, device=answers.device)
+    breaks = torch.cat((~answers[:, 1:] | (documents[:, 1:] != documents[:, :-1]), ends), dim=1)  # before t + 1
     position = torch.arange(tokens, device=answers.device).expand_as(answers)
-    # The next token from each position on that is no answer token, the end of the data at the latest.
-    stop = position.masked_fill(answers, tokens).flip(-1).cummin(-1).values.flip(-1)
-    run = (stop - position)[:, 1:]  # run[t]: consecutive answer tokens from t + 1 on
-    run = torch.nn.functional.pad(run, (0, 1))
+    stop = position.masked_fill(~breaks, tokens).flip(-1).cummin(-1).values.flip(-1)
     wanted = torch.arange(2, 2 + steps, device=answers.device)
-    return run[None] >= wanted[:, None, None]
+    return (stop - position)[None] >= wanted[:, None, None]
 
 
 def pack_rows(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,73 +79,152 @@ def take(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 def rollout(
     head: Eagle3DraftModel,
-    fused: torch.Tensor,
-    embeddings: torch.Tensor,
+    sequences: Sequences,
     rows: torch.Tensor,
     steps: int,
     anchors: torch.Tensor | None = None,
+    checkpointing: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Yield the pre-norm states of steps `0 .. steps-1`, `[batch, rows, hidden]` each.
 
     Args:
-        fused: `[batch, tokens, hidden]`, the fused features `f_t`.
-        embeddings: `[batch, tokens, hidden]`, of the data tokens `x_t` themselves (the shift is made here).
-        rows: int64 `[batch, n]`, the positions `t` to unroll; only step-0 keys are computed elsewhere.
+        rows: int64 `[batch, n]`, ascending positions `t` to unroll; of other tokens only step-0 keys are computed
+            (in a head of several layers: all of step 0 below the last layer).
         anchors: int64 `[batch, m]`, which of the `n` rows go on after step 0; all of them if not given.
+        checkpointing: compute each step again in the backward pass instead of keeping its activations.
 
-    Scores are the causal step-0 product plus one diagonal for each later step: no `steps x tokens` mask is ever built.
-    Raises `ValueError` for a head of several layers.
+    Scores are the causal step-0 product plus one diagonal for each later step: no `tokens x (steps * tokens)` mask or
+    score is ever built.
     """
-    if len(head.layers) != 1:
-        raise ValueError(f"The head has {len(head.layers)} layers; this rollout unrolls heads of one layer only.")
-    layer: Any = head.layers[0]
-    attention = layer.self_attn
-    every = torch.arange(fused.shape[1], device=fused.device).expand(fused.shape[:2])
-    wide = torch.cat((layer.input_layernorm(take(embeddings, every + 1)), layer.hidden_norm(fused)), dim=-1)
-    keys = _rotate(head, _heads(attention.k_proj(wide), attention.head_dim), every)
-    values = _heads(attention.v_proj(wide), attention.head_dim)
-    wide, hidden = take(wide, rows), take(fused, rows)
-    own_keys: list[torch.Tensor] = []
-    own_values: list[torch.Tensor] = []
-    for step in range(steps):
-        if step == 1 and anchors is not None:
-            rows, hidden = rows.gather(1, anchors), take(hidden, anchors)
-        if step > 0:
-            embedded = layer.input_layernorm(take(embeddings, rows + 1 + step))
-            wide = torch.cat((embedded, layer.hidden_norm(hidden)), dim=-1)
-            own_keys.append(_rotate(head, _heads(attention.k_proj(wide), attention.head_dim), rows + step))
-            own_values.append(_heads(attention.v_proj(wide), attention.head_dim))
-        queries = _rotate(head, _heads(attention.q_proj(wide), attention.head_dim), rows + step)
-        mixed = attend(queries, keys, values, rows, own_keys, own_values, attention.scaling)
-        hidden = hidden + attention.o_proj(mixed)
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    run: Callable[..., Any] = _checkpointed if checkpointing else _plainly
+    hidden, memories = run(_first_step, head, sequences, rows)
+    yield hidden
+    if anchors is not None:
+        rows, hidden = rows.gather(1, anchors), take(hidden, anchors)
+    blocks = _blocks(rows)
+    for step in range(1, steps):
+        embedded = take(sequences.embeddings, rows + 1 + step)
+        at = sequences.positions.gather(1, rows) + step
+        for layer, memory in zip(head.layers, memories, strict=True):
+            before = _Memory(memory.keys, memory.values, [*memory.own_keys], [*memory.own_values])
+            hidden, key, value = run(_later_step, head, layer, hidden, embedded, at, rows, blocks, sequences, before)
+            memory.own_keys.append(key)
+            memory.own_values.append(value)
         yield hidden
+
+
+def _first_step(
+    head: Eagle3DraftModel, sequences: Sequences, rows: torch.Tensor
+) -> tuple[torch.Tensor, list[_Memory]]:
+    """Step 0: keys of every token; states of `rows`, and below the last layer of every token."""
+    hidden = sequences.fused
+    every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+    embedded = take(sequences.embeddings, every + 1)
+    memories, layers = [], list[Any](head.layers)
+    for layer in layers:
+        wanted = rows if layer is layers[-1] else every
+        attention, read = layer.self_attn, _attention_input(layer, hidden, embedded)
+        keys = _rotate(head, _heads(attention.k_proj(read), attention.head_dim), sequences.positions)
+        memory = _Memory(keys, _heads(attention.v_proj(read), attention.head_dim))
+        if wanted is rows:
+            read, hidden = take(read, rows), take(hidden, rows)
+        queries = _heads(attention.q_proj(read), attention.head_dim)
+        queries = _rotate(head, queries, sequences.positions.gather(1, wanted))
+        mixed = attend(queries, memory, wanted, sequences.documents, _blocks(wanted), attention.scaling)
+        hidden = _after_attention(layer, hidden, mixed)
+        memories.append(memory)
+    return hidden, memories
+
+
+def _later_step(
+    head: Eagle3DraftModel,
+    layer: Any,
+    hidden: torch.Tensor,
+    embedded: torch.Tensor,
+    at: torch.Tensor,
+    rows: torch.Tensor,
+    blocks: list[tuple[slice, int]],
+    sequences: Sequences,
+    memory: _Memory,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One layer of a step after the first: the rows' new states, and the key and value they add to `memory`."""
+    attention, read = layer.self_attn, _attention_input(layer, hidden, embedded)
+    key = _rotate(head, _heads(attention.k_proj(read), attention.head_dim), at)
+    value = _heads(attention.v_proj(read), attention.head_dim)
+    queries = _rotate(head, _heads(attention.q_proj(read), attention.head_dim), at)
+    whole = _Memory(memory.keys, memory.values, [*memory.own_keys, key], [*memory.own_values, value])
+    mixed = attend(queries, whole, rows, sequences.documents, blocks, attention.scaling)
+    return _after_attention(layer, hidden, mixed), key, value
 
 
 def attend(
     queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    memory: _Memory,
     rows: torch.Tensor,
-    own_keys: list[torch.Tensor],
-    own_values: list[torch.Tensor],
+    documents: torch.Tensor,
+    blocks: list[tuple[slice, int]],
     scaling: float,
 ) -> torch.Tensor:
-    """Attention of `queries [batch, heads, n, dim]` over step-0 keys `[batch, kv_heads, tokens, dim]` up to each row,
-    and over each row's own later keys (`[batch, kv_heads, n, dim]` a step). Returns `[batch, n, heads * dim]`."""
+    """Attention of `queries [batch, heads, n, dim]`, the ones of `rows`, over their conversation's step-0 keys up to
+    themselves and over their own later keys. Returns `[batch, n, heads * dim]`.
+
+    Long sequences go block by block, each computed again in the backward pass, so that memory grows with the tokens
+    and not with their square.
+    """
+    run: Callable[..., Any] = _checkpointed if len(blocks) > 1 else _plainly
+    parts = []
+    for block, last in blocks:
+        own_keys = [key[:, :, block] for key in memory.own_keys]
+        own_values = [value[:, :, block] for value in memory.own_values]
+        part = _Memory(memory.keys[:, :, :last], memory.values[:, :, :last], own_keys, own_values)
+        parts.append(run(_attend_block, queries[:, :, block], part, rows[:, block], documents, scaling))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _attend_block(
+    queries: torch.Tensor, memory: _Memory, rows: torch.Tensor, documents: torch.Tensor, scaling: float
+) -> torch.Tensor:
     batch, heads, count, dim = queries.shape
-    kv_heads, tokens = keys.shape[1:3]
+    kv_heads, tokens = memory.keys.shape[1:3]
     grouped = (queries * scaling).reshape(batch, kv_heads, -1, count, dim)
     folded = grouped.reshape(batch, kv_heads, -1, dim)  # query groups side by side: no key is repeated
-    scores = (folded @ keys.transpose(-1, -2)).view(batch, kv_heads, -1, count, tokens).float()
-    hidden_keys = torch.arange(tokens, device=rows.device) > rows[:, None, None, :, None]
-    scores = scores.masked_fill(hidden_keys, float("-inf"))
-    diagonals = [(grouped * key[:, :, None]).sum(-1, keepdim=True).float() for key in own_keys]
-    weights = torch.cat([scores, *diagonals], dim=-1).softmax(-1).to(values.dtype)
-    mixed = (weights[..., :tokens].reshape(batch, kv_heads, -1, tokens) @ values).view_as(grouped)
-    for step, value in enumerate(own_values):
+    scores = (folded @ memory.keys.transpose(-1, -2)).view(batch, kv_heads, -1, count, tokens).float()
+    later = torch.arange(tokens, device=rows.device) > rows[..., None]
+    elsewhere = documents[:, None, :tokens] != documents.gather(1, rows)[..., None]
+    scores = scores.masked_fill((later | elsewhere)[:, None, None], float("-inf"))
+    diagonals = [(grouped * key[:, :, None]).sum(-1, keepdim=True).float() for key in memory.own_keys]
+    weights = torch.cat([scores, *diagonals], dim=-1).softmax(-1).to(memory.values.dtype)
+    mixed = (weights[..., :tokens].reshape(batch, kv_heads, -1, tokens) @ memory.values).view_as(grouped)
+    for step, value in enumerate(memory.own_values):
         mixed = mixed + weights[..., tokens + step, None] * value[:, :, None]
     return mixed.reshape(batch, heads, count, dim).transpose(1, 2).reshape(batch, count, heads * dim)
+
+
+def _blocks(rows: torch.Tensor) -> list[tuple[slice, int]]:
+    """`rows` in pieces of `QUERIES`, each with the number of step-0 keys that it can see."""
+    pieces = [slice(start, start + QUERIES) for start in range(0, rows.shape[1], QUERIES)]
+    return [(piece, int(rows[:, piece].max()) + 1) for piece in pieces]
+
+
+def _attention_input(layer: Any, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+    if layer.hidden_norm is None:
+        normed: torch.Tensor = layer.input_layernorm(hidden)
+        return normed
+    return torch.cat((layer.input_layernorm(embedded), layer.hidden_norm(hidden)), dim=-1)
+
+
+def _after_attention(layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    hidden = hidden + layer.self_attn.o_proj(mixed)
+    result: torch.Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return result
+
+
+def _plainly(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _checkpointed(function: Callable[..., Any], *args: Any) -> Any:
+    return checkpoint(function, *args, use_reentrant=False)
 
 
 def _heads(projected: torch.Tensor, head_dim: int) -> torch.Tensor:

@@ -1,207 +1,273 @@
-"""The loop: batches in, a head out, stopped by time or by epochs, resumed from its last checkpoint.
+"""`Eagle3Trainer`: transformers' Trainer over the training-time test.
 
-Everything random is drawn from `(seed, epoch)` or `(seed, step)`, so a resumed run takes exactly the batches and
-anchors that the uninterrupted one would have taken.
+Trainer's own loop, optimisers, schedules, mixed precision, accumulation, logging and process groups; ours are the
+batches, the divisor of the loss, what a checkpoint holds and what "best" means: the acceptance length that our own
+decoder reaches on held-out prompts.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from ..data.features import FeatureCache
-from ..modeling_eagle3 import Eagle3DraftModel
-from .dataset import Batch, bucketed, collate
-from .objective import Objective, fold_scale
+from ..data.feature_store import FeatureStore
+from ..data.features import TargetStates
+from . import checkpoints, measuring
+from .arguments import Eagle3TrainingArguments
+from .batches import Batch, Collator, Items, TokenBatches
+from .objective import TrainingTimeTest
+from .warm_start import save_adapter
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a head is trained. `stages` are `(share of the run, steps)`; a run ends after `epochs` or `max_minutes`."""
-
-    epochs: float = 12.0
-    max_minutes: float | None = None
-    learning_rate: float = 1e-3
-    final_share: float = 0.05
-    warmup_share: float = 0.03
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    batch_tokens: int = 2560
-    stages: tuple[tuple[float, int], ...] = ((0.3, 2), (0.4, 4), (0.3, 5))
-    anchor_share: float = 0.5
-    autocast: bool = True
-    seed: int = 0
+SCALE_FILE = "feature_scale.safetensors"
 
 
-@dataclass
-class Progress:
-    """Where a run stands: optimiser `step`, `epoch` and batch `position` in it, seconds spent, answer rows seen."""
+class Eagle3Trainer(Trainer):
+    """Trains a head for a target.
 
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    seconds: float = 0.0
-    loss: float = float("nan")
+    Args:
+        head: an `Eagle3DraftModel` with its draft vocabulary set, float32, or a `PeftModel` around one.
+        target: the model it drafts for; it is neither changed nor saved.
+        args: see [`Eagle3TrainingArguments`].
+        train_dataset: a [`FeatureStore`] (the target's states from disk), or rows of `input_ids` and `loss_mask` such
+            as a split of a data set (the target runs along, under `torch.no_grad`).
+        eval_dataset: held-out ones of the same kind. The acceptance length is measured on their first prompts.
+        feature_scale: see [`initialisation.feature_scale`]; ones, right for a warm start, if not given.
+        kwargs: what else `Trainer` takes.
 
+    Checkpoints hold a head that `from_pretrained` loads, in float32, beside Trainer's own files. Everything random is
+    drawn from `(seed, epoch, index)`: a resumed run meets the losses that the uninterrupted one would have met.
 
-class HeadTrainer:
-    """Trains `objective.head` in place on examples `train_indices` of `cache`; `held_out` ones are only measured.
-
-    With a `folder`, checkpoints go there (`checkpoint.pt`, written atomically) and an existing one is continued.
+    Raises:
+        FloatingPointError: from `train()`, when a loss or a weight is no longer finite; nothing is saved then.
+        OSError: from `train()`, when a checkpoint cannot be written; the ones before it stay.
     """
 
+    loss_is_scaled_for_ga = True  # the divisor is that of the whole update, over all micro-batches and processes
+    args: Eagle3TrainingArguments
+    control: Any
+
     def __init__(
-        self, objective: Objective, cache: FeatureCache, train_indices: list[int], recipe: Recipe, folder: Path | None
+        self,
+        head: Any,
+        target: Any,
+        args: Eagle3TrainingArguments,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        feature_scale: torch.Tensor | None = None,
+        states: TargetStates | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.objective, self.cache, self.indices, self.recipe, self.folder = (
-            objective,
-            cache,
-            train_indices,
-            recipe,
-            folder,
+        core = head.get_base_model() if hasattr(head, "get_base_model") else head
+        layers = target.config.get_text_config(decoder=True).num_hidden_layers
+        self.target = target
+        self.states = states or TargetStates(target, core.config.boundaries_for(layers))
+        self.objective = TrainingTimeTest(
+            head, core.input_embeddings_for(target), self.states.logit_rule, feature_scale, args.loss_settings()
         )
-        self.parameters = [parameter for parameter in objective.head.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=0.0, fused=True
+        super().__init__(
+            model=self.objective, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
         )
-        self.progress = Progress()
-        self.per_epoch = len(self._batches(0))
-        if folder is not None and (folder / "checkpoint.pt").is_file():
-            self._resume(folder / "checkpoint.pt")
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "FSDP was asked for, but Eagle3Trainer saves and measures whole heads, which are small enough to be "
+                "on every device: launch it with plain data parallelism (accelerate launch without --use_fsdp)."
+            )
+        self.batches = self._batches_of(train_dataset, args.world_size, args.process_index)
+        self.add_callback(_Epochs(self.batches))
+        if args.max_minutes is not None:
+            self.add_callback(_Sitting(args.max_minutes))
 
-    # ------------------------------------------------------------------ the loop
+    # ------------------------------------------------------------------ batches
 
-    def run(self, every_step: Callable[[Progress], None] | None = None, max_steps: int | None = None) -> Progress:
-        """Train until the recipe's end (or `max_steps` more steps); `every_step` may save or measure."""
-        taken = 0
-        self.objective.train()
-        while self.share() < 1.0 and (max_steps is None or taken < max_steps):
-            started = time.monotonic()
-            for batch in self._rest_of_epoch():
-                self.progress.loss = self._train_on(batch)
-                self.progress.step += 1
-                self.progress.position += 1
-                self.progress.seconds += time.monotonic() - started
-                taken += 1
-                if every_step is not None:
-                    every_step(self.progress)
-                started = time.monotonic()  # what `every_step` takes is not training
-                if self.share() >= 1.0 or taken == max_steps:
-                    break
-            else:
-                self.progress.epoch, self.progress.position = self.progress.epoch + 1, 0
-        return self.progress
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of `max_batch_tokens`, shared between processes by the sampler itself."""
+        return self._loader(self.train_dataset, self.batches)
 
-    def share(self) -> float:
-        """How much of the run is done, 0 to 1: by steps, or by time where that is further."""
-        done = self.progress.step / max(1, round(self.recipe.epochs * self.per_epoch))
-        if self.recipe.max_minutes is not None:
-            done = max(done, self.progress.seconds / (60 * self.recipe.max_minutes))
-        return min(done, 1.0)
+    def _batches_of(self, dataset: Any, processes: int = 1, rank: int = 0) -> TokenBatches:
+        if isinstance(dataset, FeatureStore):
+            lengths = [dataset.length(index) for index in range(len(dataset))]
+        else:
+            lengths = [len(row["input_ids"]) for row in dataset]
+        if not lengths:
+            raise ValueError("The training data holds no conversation: write some first (`hf-eagle3 data write`).")
+        return TokenBatches(lengths, self.args.max_batch_tokens, self.args.packing, self.args.seed, rank, processes)
+
+    def _loader(self, dataset: Any, batches: TokenBatches) -> DataLoader:
+        online = not isinstance(dataset, FeatureStore)
+        return DataLoader(
+            Items(dataset),
+            batch_sampler=batches,
+            collate_fn=Collator(self.args.packing, self.states if online else None),
+            num_workers=0 if online else self.args.dataloader_num_workers,  # a target cannot run in a worker
+            pin_memory=self.args.dataloader_pin_memory and not online,
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
+        """Supervised rows of each step in the whole update, float32 `[steps]`, over all processes."""
+        steps = self.steps_now()
+        counts = sum((self.objective.counts(batch, steps).to(device) for batch in batch_samples), torch.zeros(steps))
+        counts = counts.to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts[None]).sum(0)
+        return counts
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        """Tokens trained on, in all processes, padding left out."""
+        seen = (inputs["documents"] >= 0).sum().to(self.args.device)
+        if self.args.world_size > 1:
+            seen = self.accelerator.gather(seen[None]).sum()
+        self.state.num_input_tokens_seen += int(seen)
+
+    # ------------------------------------------------------------------ steps
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Trainer's `train`; but from a checkpoint of the last step no further one is taken: the best head is loaded,
+        as at the end of the run."""
+        if isinstance(resume_from_checkpoint, str):
+            state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
+            if state.global_step >= state.max_steps:
+                self.state = state
+                self._find_best()
+                self._load_from_checkpoint(resume_from_checkpoint)
+                if self.args.load_best_model_at_end:
+                    self._load_best_model()
+                return TrainOutput(state.global_step, 0.0, {})
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._init_training_state(*args, **kwargs)
+        self._find_best()
+        return found
+
+    def _find_best(self) -> None:
+        """The best checkpoint lies where the run is now, wherever that was when it was saved."""
+        if self.state.best_global_step:
+            best = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def steps_now(self) -> int:
-        """Rollout steps of the stage the run is in."""
-        reached = 0.0
-        for share, steps in self.recipe.stages:
-            reached += share
-            if self.share() < reached:
-                return steps
-        return self.recipe.stages[-1][1]
+        """Steps of training-time test at this point of the run."""
+        return self.args.steps_at(self.state.global_step / max(self.state.max_steps, 1))
 
-    def _train_on(self, batch: Batch) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * schedule(self.share(), self.recipe)
-        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.progress.step)
-        with torch.autocast(self._device().type, dtype=torch.bfloat16, enabled=self.recipe.autocast):
-            loss, _ = self.objective(batch.to(self._device()), self.steps_now(), self.recipe.anchor_share, generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
-        self.optimizer.step()
-        return float(loss.detach())
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The part of this micro-batch in the loss of the update. DDP averages over processes: hence the factor."""
+        out = model(steps=self.steps_now(), num_items=num_items_in_batch, **inputs)
+        loss = out["loss"] * self.args.world_size
+        return (loss, out) if return_outputs else loss
 
-    def _batches(self, epoch: int) -> list[list[int]]:
-        return bucketed(self.cache, self.indices, self.recipe.batch_tokens, self.recipe.seed * 7919 + epoch)
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(loss.item()):
+            step = self.state.global_step + 1
+            raise FloatingPointError(f"The loss is {loss.item()} at step {step}; {self._way_out()}")
+        return loss
 
-    def _rest_of_epoch(self) -> Iterator[Batch]:
-        for indices in self._batches(self.progress.epoch)[self.progress.position :]:
-            yield collate([self.cache[index] for index in indices])
+    def _way_out(self) -> str:
+        last = checkpoints.newest(self.args.output_dir) if self.args.should_save else None
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+        return f"{kept}: start again with a lower learning rate, or without bf16."
 
-    def _device(self) -> torch.device:
-        return self.objective.embeddings.device
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log({**logs, "num_input_tokens_seen": self.state.num_input_tokens_seen}, start_time)
 
-    # ------------------------------------------------------------------ measuring, saving, resuming
+    # ------------------------------------------------------------------ measuring
 
-    @torch.no_grad()
-    def measure(self, indices: list[int], steps: int = 5, batch_tokens: int = 8192) -> list[float]:
-        """Share of held-out rows whose draft equals the target's argmax at ALL of steps `0..i`, for each `i`.
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """On held-out conversations the loss and the chain's prefix hits; on their prompts the acceptance length."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("There are no held-out conversations to measure on: give eval_dataset.")
+        batches = self._batches_of(dataset, self.args.world_size, self.args.process_index)
+        figures = measuring.on_text(self, self._loader(dataset, batches), self.args.steps_at(1.0))
+        if self.args.eval_prompts:
+            prompts = measuring.prompts_of(dataset, self.args.eval_prompts)
+            figures |= measuring.on_prompts(self, prompts, self.args.eval_new_tokens)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
-        `1 + sum` is the chain's acceptance length at these depths, bonus included, for a target that decodes greedily.
-        """
-        self.objective.eval()
-        counts = torch.zeros(steps, 2)
-        for group in bucketed(self.cache, indices, batch_tokens, 0):
-            batch = collate([self.cache[index] for index in group]).to(self._device())
-            with torch.autocast(self._device().type, dtype=torch.bfloat16, enabled=self.recipe.autocast):
-                counts += self.objective.prefix_hits(batch, steps)
-        self.objective.train()
-        rates: list[float] = (counts[:, 0] / counts[:, 1].clamp(min=1)).tolist()
-        return rates
+    # ------------------------------------------------------------------ files
 
-    def save(self) -> None:
-        """Write the checkpoint: head, optimiser, progress, recipe."""
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state: dict[str, Any] = {
-            "head": self.objective.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": asdict(self.progress),
-        }
-        temporary = self.folder / ".checkpoint.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.folder / "checkpoint.pt")
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.objective.parameters()):
+            raise FloatingPointError(
+                f"The head's weights are not finite after step {self.state.global_step}; {self._way_out()}"
+            )
+        with checkpoints.intact(self.args.output_dir, self.state.global_step, self.args.should_save):
+            super()._save_checkpoint(model, trial)
 
-    def _resume(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.objective.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(**state["progress"])
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._adapted:
+            save_adapter(self.objective.head, folder)
+        else:
+            self.objective.exported().save_pretrained(folder)
+        save_file({"feature_scale": self.objective.feature_scale.cpu()}, folder / SCALE_FILE)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
 
-    def export(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Save the head as users load it: `dtype` safetensors, the feature scale folded into the fusion layer."""
-        head = self.objective.head
-        state = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
-        state["fc.weight"] = fold_scale(state["fc.weight"], self.objective.feature_scale)
-        exported = Eagle3DraftModel(head.config)
-        exported.load_state_dict(state)
-        exported.generation_config = head.generation_config
-        replace_folder(folder, lambda place: exported.to(dtype).save_pretrained(place))
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        scale = load_file(folder / SCALE_FILE)["feature_scale"]
+        self.objective.feature_scale.copy_(scale)
+        if self._adapted:
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(self.objective.head, load_file(folder / "adapter_model.safetensors"))
+        else:
+            self.objective.load_exported(load_file(folder / "model.safetensors"))
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None and os.path.isdir(self.state.best_model_checkpoint):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    @property
+    def _adapted(self) -> bool:
+        return hasattr(self.objective.head, "get_base_model")
 
 
-def schedule(share: float, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to `final_share`, as a factor on the learning rate."""
-    if share < recipe.warmup_share:
-        return (share + 1e-3) / (recipe.warmup_share + 1e-3)
-    through = (share - recipe.warmup_share) / (1 - recipe.warmup_share)
-    return recipe.final_share + (1 - recipe.final_share) * 0.5 * (1 + math.cos(math.pi * through))
+class _Epochs(TrainerCallback):
+    """Tells the sampler which epoch it is, in a run that was resumed too."""
+
+    def __init__(self, batches: TokenBatches) -> None:
+        self.batches = batches
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.batches.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a fresh folder and move its files over `folder`'s one by one, each atomically."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in temporary.iterdir():
-        os.replace(file, folder / file.name)
-    temporary.rmdir()
+class _Sitting(TrainerCallback):
+    """Ends a sitting at the first step after its time, with a checkpoint to go on from."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds, self.started = 60 * minutes, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        over = torch.tensor(float(time.monotonic() - self.started > self.seconds))
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(over := over.to(args.device), src=0)  # clocks differ, checkpoints must not
+        if over.item():
+            control.should_save = control.should_training_stop = True
+
+
+__all__: Sequence[str] = ["Eagle3Trainer"]

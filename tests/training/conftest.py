@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from helpers.tiny_training import VOCABULARY, own_rows, tiny_head, tiny_target
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_eagle3.configuration_eagle3 import Eagle3Config
 from hf_eagle3.modeling_eagle3 import Eagle3DraftModel
 
 TEMPLATE = (
     "{% for message in messages %}<s> {{ message['role'] }} : {{ message['content'] }} </s> {% endfor %}"
     "{% if add_generation_prompt %}<s> assistant : {% endif %}"
 )
-VOCABULARY = 64
 
 
 @pytest.fixture
 def target() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4,
-        num_key_value_heads=2, bos_token_id=0, eos_token_id=1, pad_token_id=1, initializer_range=0.3,
-    )  # fmt: skip
-    target = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        target.lm_head.weight[1] *= 2.5  # so that turns do end now and then
-    return target
+    return tiny_target()
 
 
 @pytest.fixture
 def head(target: LlamaForCausalLM) -> Eagle3DraftModel:
-    torch.manual_seed(1)
-    head = Eagle3DraftModel(Eagle3Config.from_target(target.config, draft_vocab_size=40, initializer_range=0.2))
-    head.set_draft_vocabulary(torch.arange(40))
-    return head
+    return tiny_head(target)
+
+
+@pytest.fixture
+def rows(target: LlamaForCausalLM) -> list[dict[str, Any]]:
+    """24 conversations that the target itself continued."""
+    return own_rows(target)
 
 
 @pytest.fixture
