@@ -17,6 +17,7 @@ _COMMANDS = {
     "generate": "hf_eagle3.evaluation.command:generate",
     "train": "hf_eagle3.training.command:train",
     "eval": "hf_eagle3.evaluation.command:evaluate",
+    "figures": "hf_eagle3.evaluation.command:redraw",
     "sweep": "hf_eagle3.evaluation.command:sweep",
     "draw": "hf_eagle3.evaluation.command:draw",
 }

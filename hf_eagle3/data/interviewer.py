@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .conversations import Conversation
 from .filters import Gate, loops
 from .interview import Interview, Plan, given_interview, request_seed, takes_system
 from .self_prompting import Question, SelfPrompter
@@ -58,21 +59,28 @@ class _Interviewer:
                 "make up user turns of its own; give prompts instead (--prompts)."
             )
         if self.sampler is not None:
-            interview = self.sampler.begin(self.begun)
-            self.begun += 1
-        else:
-            given = next(self.prompts, None) if self.prompts is not None else None
-            if given is None:
-                return False
-            number, prompt = given
-            interview = given_interview(self.plan, number, prompt.turns, prompt.system, prompt.source)
-            self._running += 1
-            if self._passes(interview, prompt.turns):
-                self._proceed(interview)
+            self.begun, self._running = self.begun + 1, self._running + 1
+            self._proceed(self.sampler.begin(self.begun - 1))
             return True
+        number, prompt = next(self.prompts, (0, None)) if self.prompts is not None else (0, None)
+        if prompt is None:
+            return False
         self._running += 1
-        self._proceed(interview)
+        interview = given_interview(self.plan, number, prompt.turns, prompt.system, prompt.source)
+        if self._passes(interview, prompt.turns):
+            self._proceed(interview)
         return True
+
+    def remember(self, conversation: Conversation) -> None:
+        """Count an example of an earlier run; what the target made up there is not asked again."""
+        self.answer_tokens += conversation.answer_tokens
+        self._answered += 1
+        if self.sampler is not None:
+            for message in conversation.messages:
+                if message["role"] == "user":
+                    self.gate.remember([message["content"]])
+                elif message["role"] == "assistant":
+                    self.sampler.remember(str(conversation.about.get("source")), message["content"])
 
     def _passes(self, interview: Interview, turns: Iterable[str], written: str | None = None) -> bool:
         """Whether user turns may be asked; if not, the interview ends."""
@@ -250,19 +258,22 @@ class ServerInterviewer(_Interviewer):
         render(tokenizer, check, stop_ids)  # a template that cannot be masked is told before anything is asked
 
     def __iter__(self) -> Iterator[Interview]:
-        again = True
-        while again:  # the last answers of a round may each have another turn to ask
+        while self._more():  # the last answers of a round may each have another turn to ask
             for answer in self.server.answers(self._requests()):
                 self._read_answer(answer)
                 while self._ended:
                     yield self._ended.popleft()
-            again = bool(self._waiting)
         yield from self._ended
 
+    def _more(self) -> bool:
+        while not self._waiting:
+            if self._enough() or not self._begin():
+                return False
+        return True
+
     def _requests(self) -> Iterator[ServerRequest]:
-        while self._waiting or (not self._enough() and self._begin()):
-            if self._waiting:
-                yield self._waiting.popleft()
+        while self._more():
+            yield self._waiting.popleft()
 
     def _request_answer(self, interview: Interview, messages: list[dict[str, str]]) -> None:
         from .server import ServerRequest

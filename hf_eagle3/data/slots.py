@@ -267,9 +267,7 @@ def _choose(rows: list[_Row], logits: torch.Tensor) -> list[int]:
     return result
 
 
-def draw(
-    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor
-) -> torch.Tensor:
+def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Tokens int64 `[rows]` for `logits [rows, vocabulary]`; the three others are float32 `[rows, 1]`.
 
     Temperature first, then the smallest set of likeliest tokens that holds `top_p`, among the `_TOP_K` best at most

@@ -15,12 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .questions import Question
-    from .speed import Speed, Trial
-    from .timing import Settings
 
 
 class Precision(str, Enum):
@@ -81,16 +77,22 @@ def generate(
 
 
 def evaluate(
-    questions: Annotated[Path, typer.Option(help="A folder of .jsonl files, one object with `turns` a line.")],
+    questions: Annotated[
+        list[str], typer.Option(help="A folder of .jsonl files, one object with `turns` a line; or a Hub data set.")
+    ],
     files: Annotated[list[str] | None, typer.Option(help="Only this file; give it several times for more.")] = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="Compare tokens in float32, all questions.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each file [10; --lossless: all].")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="[128; --lossless: 64]")] = None,
     lookup: Annotated[bool, typer.Option("--lookup", help="Also time transformers' prompt lookup.")] = False,
+    shares: Annotated[bool, typer.Option("--shares/--no-shares", help="Measure where the time goes, apart.")] = True,
     json: Annotated[Path | None, typer.Option(help="Write the figures and their provenance here.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Draw the figures into this folder, as SVG.")] = None,
     target: Target = None,
     head: Head = None,
-    temperature: Temperature = 0.0,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="0 is greedy; give it several times for more. [0]")
+    ] = None,
     dtype: Dtype = None,
     device: Device = None,
     seed: Seed = 0,
@@ -101,26 +103,43 @@ def evaluate(
     """Measures acceptance length and the wall-clock ratio to plain generate, file by file; or checks the tokens.
 
     Every question is answered plain and drafted, one right after the other, in turns. The embedded pair is loaded in
-    bfloat16, with --lossless in float32. Ends with status 1 if a drafted answer differs from the plain one by more
-    than rounding.
+    bfloat16, with --lossless in float32. Acceptance by position is that of the tree's levels; --tree-top-k 1 drafts
+    the papers' chain. Ends with status 1 if a drafted answer differs from the plain one by more than rounding.
     """
     from rich.console import Console
 
-    from .questions import read_questions
+    from .measurement import Measurement
+    from .questions import gather_questions
     from .timing import Settings
 
-    if lossless and temperature > 0:
-        raise ValueError(f"--lossless compares tokens and needs temperature 0, not {temperature}.")
-    asked = read_questions(questions, files, limit if limit or lossless else 10)
+    temperatures = temperature or [0.0]
+    if lossless and any(temperatures):
+        raise ValueError(f"--lossless compares tokens and needs temperature 0, not {max(temperatures)}.")
+    asked = gather_questions(questions, files, limit if limit or lossless else 10)
     length = max_new_tokens or (64 if lossless else 128)
-    settings = Settings(length, temperature, seed, _tree(num_assistant_tokens, tree_depth, tree_top_k))
+    knobs = _tree(num_assistant_tokens, tree_depth, tree_top_k)
     precision = dtype or (Precision.float32 if lossless else None)
     pair = load_pair(target, head, precision, device, drafting=True)
     console = Console()
-    trials = _measure_all(pair, asked, settings, lookup, console)
-    _report(trials, pair, settings, lossless, json, console)
-    if any(trial.verdict is not None and not trial.verdict.lossless for trial in trials):
+    measurement = Measurement(pair, asked, console, lookup=lookup, shares=shares and not lossless)
+    for each in temperatures:
+        measurement.run(Settings(length, each, seed, knobs), lossless)
+    measurement.write(json, figures)
+    if measurement.wrong:
         raise typer.Exit(1)
+
+
+def redraw(
+    records: Annotated[
+        list[str], typer.Argument(metavar="RECORD...", help="JSON of `eval`, or a trained head's folder.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the SVG files.")] = Path("figures"),
+) -> None:
+    """Draws the figures of records that are there, without running anything."""
+    from .figures import draw_all, read_records
+
+    for path in draw_all(read_records(records), out):
+        typer.echo(str(path))
 
 
 def sweep(
@@ -153,8 +172,9 @@ def sweep(
     console = Console()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("questions", total=len(asked))
-        done = lambda: progress.advance(task)  # noqa: E731  # one expression, used once
-        entries = sweeping.sweep(model, tokenizer, drafting, asked, shapes, settings, done)
+        entries = sweeping.sweep(
+            model, tokenizer, drafting, asked, shapes, settings, lambda: progress.advance(task)
+        )
     console.print(report.sweep_table(entries))
     if json is not None:
         given = {**dataclasses.asdict(settings), "dtype": str(model.dtype), "device": str(model.device)}
@@ -235,63 +255,3 @@ def _shape(text: str) -> tuple[int, int, int]:
     except ValueError as error:
         raise ValueError(f"--shape {text} was given; three whole numbers are needed, as in --shape 16,5,6.") from error
     return nodes, depth, top_k
-
-
-def _measure_all(
-    pair: tuple[Any, Any, Any], asked: dict[str, list[Question]], settings: Settings, lookup: bool, console: Console
-) -> list[Trial]:
-    from rich.progress import Progress
-
-    from .speed import measure
-
-    model, tokenizer, head = pair
-    questions = [question for of_file in asked.values() for question in of_file]
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("questions", total=len(questions))
-        return measure(model, tokenizer, head, questions, settings, lookup, lambda _: progress.advance(task))
-
-
-def _report(
-    trials: list[Trial],
-    pair: tuple[Any, Any, Any],
-    settings: Settings,
-    lossless: bool,
-    json: Path | None,
-    console: Console,
-) -> None:
-    from . import report
-    from .speed import summarise
-
-    names = list(dict.fromkeys(trial.question.file for trial in trials))
-    rows = [summarise(name, [trial for trial in trials if trial.question.file == name]) for name in names]
-    rows.append(summarise("all", trials))
-    show = _show_agreement if lossless else _show_speed
-    show(trials, rows, console)
-    model = pair[0]
-    console.print(f"{report.cpu_model()}, {model.device}, {str(model.dtype).removeprefix('torch.')}", highlight=False)
-    if json is not None:
-        asked = {**dataclasses.asdict(settings), "dtype": str(model.dtype), "device": str(model.device)}
-        files = [dataclasses.asdict(row) for row in rows]
-        answers = [report.trial_record(trial) for trial in trials]
-        report.write_json(json, {"provenance": report.provenance(asked), "files": files, "questions": answers})
-
-
-def _show_speed(trials: list[Trial], rows: list[Speed], console: Console) -> None:
-    from . import report
-
-    console.print(report.speed_table(rows))
-    ratios = [row.ratio for row in rows[:-1]]
-    mean = sum(ratios) / len(ratios)
-    console.print(f"mean of the files' ratios {mean:.2f}, lowest {min(ratios):.2f}", highlight=False)
-
-
-def _show_agreement(trials: list[Trial], rows: list[Speed], console: Console) -> None:
-    from . import report
-
-    for trial in trials:
-        if trial.verdict is not None and not trial.verdict.identical:
-            line = f"{trial.question.file} {trial.question.name}: {trial.verdict}"
-            console.print(line, highlight=False, soft_wrap=True)
-    verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
-    line = report.lossless_line(verdicts, rows[-1].acceptance_length)
-    console.print(line, highlight=False, soft_wrap=True)

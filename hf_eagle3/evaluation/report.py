@@ -39,6 +39,23 @@ def speed_table(rows: Sequence[Speed]) -> Table:
     return table
 
 
+def positions_table(rows: Sequence[Speed]) -> Table:
+    """One row a file, one column a position: the share of drafts accepted there, and where the time went."""
+    caption = "n-alpha: drafts accepted at level n + 1 of the tree, of those that got so far (--tree-top-k 1: a chain)"
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("file")
+    most = max(len(row.acceptance_rates) for row in rows)
+    for position in range(most):
+        table.add_column(f"{position}-alpha", justify="right")
+    table.add_column("time: target / draft / rest", justify="right")
+    for row in rows:
+        rates = [f"{rate:.2f}" for rate in row.acceptance_rates] + [""] * (most - len(row.acceptance_rates))
+        shares = row.shares
+        parts = "" if shares is None else f"{shares.target:.0%} / {shares.draft:.0%} / {shares.rest:.0%}"
+        table.add_row(row.name, *rates, parts)
+    return table
+
+
 def sweep_table(entries: Sequence[Entry]) -> Table:
     """One row a tree, the fastest first."""
     caption = "acceptance length: bonus included; ratios: to plain generate, question by question"
@@ -77,6 +94,7 @@ def trial_record(trial: Trial) -> dict[str, Any]:
         "file": trial.question.file,
         "question": trial.question.name,
         "acceptance_length": trial.runs["drafted"].acceptance_length,
+        "acceptance_lengths": trial.runs["drafted"].acceptance_lengths,
         "runs": runs,
         "verdict": None if trial.verdict is None else asdict(trial.verdict),
     }

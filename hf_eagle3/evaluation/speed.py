@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .lossless import Judge, Verdict
+from .positions import acceptance_rates
 from .questions import Question, encode_chat
+from .shares import Shares
 from .timing import Run, Settings, run_modes, warm_up
 
 
@@ -41,6 +43,11 @@ class Speed:
         total_ratio: the same from the sums of tokens and seconds, where long answers weigh more.
         lookup_ratio: the median ratio of prompt lookup; None when it was not run.
         identical, near_ties, mismatches: verdicts on the answers; all zero for sampled ones.
+        temperature: of the answers.
+        tokens_per_second, plain_tokens_per_second: of all tokens over all seconds; only beside the machine's name.
+        acceptance_rates: 0-alpha, 1-alpha, ..., see [`positions.acceptance_rates`]; empty where the depth of the
+            trees was not told.
+        shares: where the time goes, if it was measured.
     """
 
     name: str
@@ -54,6 +61,11 @@ class Speed:
     identical: int
     near_ties: int
     mismatches: int
+    temperature: float = 0.0
+    tokens_per_second: float = 0.0
+    plain_tokens_per_second: float = 0.0
+    acceptance_rates: list[float] = field(default_factory=list)
+    shares: Shares | None = None
 
 
 def measure(
@@ -77,8 +89,19 @@ def measure(
     return trials
 
 
-def summarise(name: str, trials: Sequence[Trial]) -> Speed:
+def summarise(
+    name: str,
+    trials: Sequence[Trial],
+    settings: Settings | None = None,
+    depth: int | None = None,
+    shares: Shares | None = None,
+) -> Speed:
     """The figures of one row.
+
+    Args:
+        settings: what the answers were asked for.
+        depth: levels of the draft trees; needed for the rates by position.
+        shares: where the time went, measured apart.
 
     Raises:
         ValueError: there are no trials.
@@ -87,7 +110,9 @@ def summarise(name: str, trials: Sequence[Trial]) -> Speed:
         raise ValueError(f"There is no question to summarise for {name}: at least one is needed.")
     ratios = [trial.ratio() for trial in trials]
     low, high = quartiles(ratios)
-    lengths = [length for trial in trials for length in trial.runs["drafted"].acceptance_lengths]
+    settings = settings or Settings()
+    answers = [trial.runs["drafted"].acceptance_lengths for trial in trials]
+    lengths = [length for answer in answers for length in answer]
     verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
     with_lookup = [trial.ratio("lookup") for trial in trials if "lookup" in trial.runs]
     return Speed(
@@ -102,6 +127,11 @@ def summarise(name: str, trials: Sequence[Trial]) -> Speed:
         identical=sum(verdict.identical for verdict in verdicts),
         near_ties=sum(verdict.lossless and not verdict.identical for verdict in verdicts),
         mismatches=sum(not verdict.lossless for verdict in verdicts),
+        temperature=settings.temperature,
+        tokens_per_second=_overall_rate(trials, "drafted"),
+        plain_tokens_per_second=_overall_rate(trials, "plain"),
+        acceptance_rates=acceptance_rates(answers, depth, settings.max_new_tokens) if depth else [],
+        shares=shares,
     )
 
 

@@ -113,6 +113,29 @@ def test_eval_speed_table_and_json(questions: Path, pair_options: list[str], tmp
     assert len(record["questions"]) == 4
 
 
+def test_eval_at_two_temperatures_with_figures(questions: Path, pair_options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    options = ["--limit", "2", "--json", str(out), "--figures", str(tmp_path / "figures"), *pair_options]
+    shown = run("eval", "--questions", str(questions), "--temperature", "0", "--temperature", "1", *options)
+    assert shown.exit_code == 0, shown.output
+    assert "temperature 1" in shown.output
+    assert "0-alpha" in shown.output
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["temperature"] for row in record["files"]] == [0.0] * 3 + [1.0] * 3
+    assert [row["temperature"] for row in record["questions"]] == [0.0] * 4 + [1.0] * 4
+    for row in record["files"]:
+        assert sum(row["shares"].values()) == pytest.approx(1)
+        assert row["tokens_per_second"] / row["plain_tokens_per_second"] == pytest.approx(row["total_ratio"])
+        assert all(0 <= rate <= 1 for rate in row["acceptance_rates"])
+    assert record["questions"][0]["verdict"]["identical"]
+    assert record["questions"][4]["verdict"] is None
+    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    again = run("figures", str(out), "--out", str(tmp_path / "again"))
+    assert again.exit_code == 0, again.output
+    for name in drawn:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "figures" / name).read_bytes()
+
+
 def test_eval_lossless_passes_on_all_questions(questions: Path, pair_options: list[str]) -> None:
     shown = run("eval", "--questions", str(questions), "--lossless", *pair_options)
     assert shown.exit_code == 0, shown.output
