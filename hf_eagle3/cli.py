@@ -8,34 +8,55 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
 
-_COMMANDS = {
+Commands = dict[str, "str | Commands"]  # a command's function, or a group of commands
+_COMMANDS: Commands = {
     "generate": "hf_eagle3.evaluation.command:generate",
+    "data": {
+        "write": "hf_eagle3.data.command:write",
+        "inspect": "hf_eagle3.data.command:inspect",
+    },
     "train": "hf_eagle3.training.command:train",
     "eval": "hf_eagle3.evaluation.command:evaluate",
     "figures": "hf_eagle3.evaluation.command:redraw",
     "sweep": "hf_eagle3.evaluation.command:sweep",
     "draw": "hf_eagle3.evaluation.command:draw",
 }
+_GROUPS = {"data": "Conversations to train on: written by the target, looked at."}
 
 
 class _LazyGroup(TyperGroup):
-    """Finds its commands by name in `_COMMANDS`."""
+    """Finds its commands by name in `commands_by_name`."""
+
+    commands_by_name: ClassVar[Commands] = _COMMANDS
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+        return list(self.commands_by_name)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _COMMANDS:
+        found = self.commands_by_name.get(cmd_name)
+        if found is None:
             return None
-        module, function = _COMMANDS[cmd_name].split(":")
+        if isinstance(found, dict):
+            group = typer.main.get_command(_group(found, _GROUPS[cmd_name]))
+            group.name = cmd_name
+            return group
+        module, function = found.split(":")
         command = typer.Typer(add_completion=False)
         command.command(cmd_name)(getattr(importlib.import_module(module), function))
         return typer.main.get_command(command)
+
+
+def _group(commands: Commands, told: str) -> typer.Typer:
+    """A group of commands that are imported when they are asked for."""
+    lazy = type("_LazySubgroup", (_LazyGroup,), {"commands_by_name": commands})
+    group = typer.Typer(cls=lazy, no_args_is_help=True, add_completion=False, help=told)
+    group.callback()(lambda: None)
+    return group
 
 
 app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

@@ -1,0 +1,312 @@
+"""Interviews: prompts as inference renders them, generated ids as generated, and a mask that is True on them alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hf_eagle3.data.conversations import Conversation
+from hf_eagle3.data.interview import Interview, Plan
+from hf_eagle3.data.interviewer import Interviewer, ServerInterviewer, stop_ids
+from hf_eagle3.data.openings import KINDS, fill
+from hf_eagle3.data.self_prompting import SelfPrompter
+from hf_eagle3.data.server import ServerAnswer, ServerRequest
+from hf_eagle3.data.slots import Completion, Request
+from hf_eagle3.data.sources import Prompt
+from hf_eagle3.data.tally import Tally
+from hf_eagle3.data.template import prompt_ids
+
+STOP = 1
+PLAN = Plan(answer_tokens=300, max_answer=24, two_turn_share=0.5, kept_loop_share=1.0)
+# An earlier answer is written as one word, as templates do that leave out what was thought.
+REWRITING = (
+    "{% for message in messages %}<s> {{ message['role'] }} : "
+    "{% if message['role'] == 'assistant' and not loop.last %}w0{% else %}{{ message['content'] }}{% endif %} </s> "
+    "{% endfor %}{% if add_generation_prompt %}<s> assistant : {% endif %}"
+)
+
+
+class OpenGate:
+    """Lets everything pass but what holds a forbidden word, and remembers what it was asked."""
+
+    def __init__(self, forbidden: str = "nothing") -> None:
+        self.tally, self.forbidden = Tally(), forbidden
+        self.asked: list[list[str]] = []
+        self.remembered: list[list[str]] = []
+
+    def prompt(self, turns: Sequence[str], written: str | None = None) -> bool:
+        self.asked.append(list(turns))
+        return self._verdict("prompts", " ".join(turns))
+
+    def answer(self, text: str, ids: Sequence[int], keep_loop: bool = False) -> bool:
+        return self._verdict("answers", text)
+
+    def remember(self, turns: Sequence[str]) -> None:
+        self.remembered.append(list(turns))
+
+    def _verdict(self, step: str, text: str) -> bool:
+        if self.forbidden in text.split():
+            self.tally.dropped(step, "forbidden")
+            return False
+        self.tally.kept(step)
+        return True
+
+
+def given(count: int = 8, turns: int = 2, system: str | None = None) -> list[tuple[int, Prompt]]:
+    rng = random.Random(0)
+    words = [" ".join(f"w{rng.randrange(40)}" for _ in range(rng.randrange(1, 6))) for _ in range(count * turns)]
+    return [(i, Prompt(tuple(words[i * turns : (i + 1) * turns]), system, f"my.jsonl:{i}")) for i in range(count)]
+
+
+def held(
+    target: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    plan: Plan = PLAN,
+    prompts: Any = None,
+    **options: Any,
+) -> list[Interview]:
+    gate: Any = options.pop("gate", OpenGate())
+    return list(Interviewer(target, tokenizer, plan, gate, prompts, **{"slots": 4, **options}))
+
+
+def answers_of(example: Conversation) -> list[tuple[list[int], list[int]]]:
+    """The ids before each answer, and the answer's."""
+    found = []
+    edges = [i for i in range(len(example.ids)) if example.mask[i] and not (i and example.mask[i - 1])]
+    for start in edges:
+        end = next((i for i in range(start, len(example.ids)) if not example.mask[i]), len(example.ids))
+        found.append((example.ids[:start], example.ids[start:end]))
+    return found
+
+
+def check(examples: list[Conversation], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Every answer stands behind exactly what inference renders, and reads as the message; the last token is its."""
+    for example in examples:
+        assert len(example.ids) == len(example.mask)
+        assert example.mask[-1]
+        assert (example.ids[-1] == STOP) == example.about["finished"]
+        ends = [i for i, message in enumerate(example.messages) if message["role"] == "assistant"]
+        answers = answers_of(example)
+        for end, (before, answer) in zip(ends[-len(answers) :], answers, strict=True):
+            assert before == prompt_ids(tokenizer, example.messages[:end])
+            own = answer[:-1] if answer[-1] == STOP else answer
+            assert tokenizer.decode(own) == example.messages[end]["content"]
+
+
+def test_given_turns_are_answered_in_their_order(target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    plan = replace(PLAN, answer_tokens=None, max_answer=60)
+    prompts = given(12, turns=3, system="You are helpful")
+    interviews = held(target, tokenizer, plan, iter(prompts))
+    assert sorted(interview.number for interview in interviews) == list(range(12))
+    interviews = [interview for interview in interviews if interview.answered]  # an empty answer is none
+    examples = [interview.examples[0] for interview in interviews]
+    check(examples, tokenizer)
+    assert {example.about["turns"] for example in examples} >= {1, 3}
+    for interview in interviews:
+        (example,) = interview.examples
+        number, prompt = prompts[interview.number]
+        said = [message["content"] for message in example.messages if message["role"] == "user"]
+        assert said == list(prompt.turns[: example.about["turns"]])
+        assert example.messages[0] == {"role": "system", "content": "You are helpful"}
+        assert len(said) == 3 or not example.about["finished"] or interview.tally.to_json()["answers"]["dropped"]
+        assert example.about["source"] == f"my.jsonl:{number}"
+        assert len(answers_of(example)) == len(said)
+
+
+def test_an_earlier_stop_token_is_learnt_and_the_text_after_it_is_not(
+    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    plan = replace(PLAN, answer_tokens=None, max_answer=60)
+    found = 0
+    for interview in held(target, tokenizer, plan, iter(given(12, turns=2))):
+        for _, answer in answers_of(interview.examples[0])[:-1]:
+            assert answer[-1] == STOP
+            assert STOP not in answer[:-1]
+            found += 1
+    assert found > 3
+
+
+def test_a_template_that_rewrites_history_gives_an_example_per_answer(
+    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer.chat_template = REWRITING
+    plan = replace(PLAN, answer_tokens=None, max_answer=60)
+    interviews = held(target, tokenizer, plan, iter(given(12)))
+    both = [interview for interview in interviews if len(interview.examples) == 2]
+    assert len(both) > 3
+    for interview in both:
+        check(interview.examples, tokenizer)
+        assert [example.about["turns"] for example in interview.examples] == [1, 2]
+        assert [len(answers_of(example)) for example in interview.examples] == [1, 1]
+        assert interview.examples[0].messages == interview.examples[1].messages[:2]
+
+
+def test_generated_ids_are_kept_though_their_text_tokenises_otherwise() -> None:
+    """What was generated as 5, 6 renders as 7 in the next prompt: the two do not go on from one another."""
+    interview = Interview(3, "here", 0.0)
+    interview.ask("one")
+    interview.answer("x", True)
+    interview.join([9, 9], [5, 6, STOP])
+    interview.ask("two")
+    interview.answer("y", True)
+    interview.join([9, 9, 7, STOP, 9], [8, STOP])
+    first, second = interview.examples
+    assert (first.ids, first.mask) == ([9, 9, 5, 6, STOP], [False] * 2 + [True] * 3)
+    assert (second.ids, second.mask) == ([9, 9, 7, STOP, 9, 8, STOP], [False] * 5 + [True] * 2)
+    assert [len(first.messages), len(second.messages)] == [2, 4]
+
+
+def test_a_turn_that_was_not_answered_leaves_no_trace(
+    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Answers that do not pass, and conversations that grow too long, end with the answer before."""
+    plan = replace(PLAN, answer_tokens=None, max_answer=60)
+    for forbidden, limit in (("w7", 1536), ("nothing", 75)):
+        interviews = held(
+            target, tokenizer, replace(plan, max_length=limit), iter(given(12)), gate=OpenGate(forbidden)
+        )
+        assert 1 in {interview.answered for interview in interviews}
+        for interview in interviews:
+            check(interview.examples, tokenizer)
+            assert bool(interview.examples) == bool(interview.answered)
+    dropped = [interview.tally.to_json()["room for an answer"]["dropped"] for interview in interviews]
+    assert {"over 75 tokens": 1} in dropped
+
+
+def test_refused_prompts_are_not_asked(target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = [(0, Prompt(("w1 w9",))), (1, Prompt(("w2",))), (2, Prompt(("w3", "w9")))]
+    gate = OpenGate("w9")
+    interviews = held(target, tokenizer, replace(PLAN, answer_tokens=None), iter(prompts), gate=gate)
+    assert {interview.number: interview.refused for interview in interviews} == {0: True, 1: False, 2: True}
+    assert gate.asked == [["w1 w9"], ["w2"], ["w3", "w9"]]
+
+
+def test_answers_do_not_depend_on_how_many_are_asked_at_once(
+    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    plan = replace(PLAN, answer_tokens=None)
+    whole = {i.number: i.examples for i in held(target, tokenizer, plan, iter(given()), slots=7)}
+    some = {i.number: i.examples for i in held(target, tokenizer, plan, iter(given()[3:]), slots=2)}
+    assert {number: whole[number] for number in some} == some
+    assert len({example.about["temperature"] for examples in whole.values() for example in examples}) == 2
+
+
+def test_greedy_answers_are_the_targets_own(target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    for interview in held(target, tokenizer, replace(PLAN, greedy_share=1.0), iter(given(6, turns=1))):
+        (before, answer), *_ = answers_of(interview.examples[0])
+        prompt = torch.tensor([before])
+        expected = target.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False)
+        assert expected[0].tolist() == before + answer
+
+
+def test_self_prompting_is_seeded_and_keeps_to_its_budget(
+    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    one, two = held(target, tokenizer), held(target, tokenizer)
+    assert [interview.examples for interview in one] == [interview.examples for interview in two]
+    other = held(target, tokenizer, replace(PLAN, seed=1))
+    assert [interview.examples for interview in one] != [interview.examples for interview in other]
+    examples = [example for interview in one for example in interview.examples]
+    check(examples, tokenizer)
+    assert {example.about["turns"] for example in examples} == {1, 2}
+    assert 300 <= sum(example.answer_tokens for example in examples) < 300 + 4 * 48
+    assert all(example.about["source"].startswith("self-prompting/") for example in examples)
+
+
+def test_the_hint_is_never_seen_by_the_answer(target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    seen = []
+
+    class Watched(Interviewer):
+        def _sample(self, request: Request) -> None:
+            seen.append(request.ids)
+            super()._sample(request)
+
+    gate: Any = OpenGate()
+    interviews = list(Watched(target, tokenizer, replace(PLAN, custom_system_share=0.0), gate, None, slots=4))
+    system = tokenizer.convert_tokens_to_ids("system")
+    assert any(ids[:2] == [0, system] for ids in seen)
+    for interview in interviews:
+        assert all(message["role"] != "system" for message in interview.messages)
+        assert all(example.ids[:2] != [0, system] for example in interview.examples)
+
+
+def test_a_docstring_ends_where_it_closes(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.add_tokens(["def", '"""'])
+    prompter = SelfPrompter(tokenizer, PLAN)
+    interview = prompter.begin(0)
+    quotes, define = tokenizer.convert_tokens_to_ids(['"""', "def"])
+    interview.draft.opening = [define, quotes]
+    request = Request([], 9, payload=interview)
+    assert not prompter.enough(request, [20, 21])
+    assert prompter.enough(request, [20, quotes, 21])
+    question = prompter.read(interview, Completion(request, [20, quotes, 21, 22], False))
+    assert question is not None
+    assert question.text == tokenizer.decode([define, quotes, 20, quotes])
+    assert prompter.read(interview, Completion(request, [20, 21], False)) is None
+    assert prompter.read(interview, Completion(request, [20, 0, 21, STOP], True)) is None
+    assert interview.tally.to_json()["sampled user turns"]["dropped"] == {"did not end": 1, "special token": 1}
+
+
+def test_a_target_of_which_nothing_passes_is_given_up(
+    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_eagle3.data.interviewer._GIVE_UP", 20)
+    gate: Any = OpenGate()
+    gate.prompt = lambda turns, written=None: False
+    with pytest.raises(ValueError, match="--prompts"):
+        held(target, tokenizer, gate=gate)
+
+
+class EchoServer:
+    """Answers with the number of messages, the longest chats without an end."""
+
+    def __init__(self, cut: int = 99) -> None:
+        self.cut = cut
+        self.requests: list[ServerRequest] = []
+
+    def answers(self, requests: Iterator[ServerRequest]) -> Iterator[ServerAnswer]:
+        taken = list(requests)  # all of a round at once, as a server with many threads does
+        self.requests += taken
+        for request in reversed(taken):
+            count = len(request.messages)
+            yield ServerAnswer(request, f"w{count} w{count}", count < self.cut)
+
+
+@pytest.mark.parametrize("rewriting", [False, True])
+def test_a_server_is_asked_turn_by_turn(tokenizer: PreTrainedTokenizerFast, rewriting: bool) -> None:
+    if rewriting:
+        tokenizer.chat_template = REWRITING
+    server: Any = EchoServer(cut=5)
+    gate: Any = OpenGate()
+    plan = replace(PLAN, answer_tokens=None)
+    interviews = list(ServerInterviewer(server, tokenizer, [STOP], plan, gate, iter(given(5, turns=3))))
+    assert len(interviews) == 5
+    assert len({request.seed for request in server.requests}) == len(server.requests) == 15
+    for interview in interviews:
+        assert interview.answered == 3
+        check(interview.examples[-1:], tokenizer)
+        assert [example.about["turns"] for example in interview.examples] == ([1, 2, 3] if rewriting else [3])
+        assert [example.about["finished"] for example in interview.examples] == [True] * 2 * rewriting + [False]
+
+
+def test_stop_ids(target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert stop_ids(tokenizer, target.generation_config) == [1]
+    target.generation_config.eos_token_id = [3, 4]
+    assert stop_ids(tokenizer, target.generation_config) == [3, 4]
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="eos_token_id"):
+        stop_ids(tokenizer, None)
+
+
+def test_every_opening_can_be_filled() -> None:
+    rng = random.Random(0)
+    for kind in KINDS:
+        for text in (kind.hint, *kind.openings):
+            assert "{" not in fill(text, rng).replace("{passage}", "")
+        assert all("{passage}" in text for text in kind.openings) or kind.max_new_tokens > 0

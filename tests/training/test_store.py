@@ -1,0 +1,178 @@
+"""Shards and datasets on disk: whole or not at all, what was put in comes out, and cards that repeat."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from huggingface_hub import DatasetCard
+from safetensors.torch import save_file
+
+from hf_eagle3.data import store
+from hf_eagle3.data.conversations import Conversation, load_conversations, save_conversations
+from hf_eagle3.data.store import load_dataset, save_dataset
+from hf_eagle3.data.tally import Tally
+
+SHIPPED = Path(__file__).parents[2] / "model_cards" / "SmolLM2-135M-Instruct-EAGLE3" / "training_ids.safetensors"
+FACTS: dict[str, Any] = {"target": "tiny/target", "seed": 0, "shares": [0.5, 0.5]}
+
+
+def conversation(number: int, **about: Any) -> Conversation:
+    ids = [number, 70_000, 5, 6 + number % 3]
+    messages = [{"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": "a | b"}]
+    facts = {"source": "here", "turns": 1, "temperature": 0.7, "finished": True, "conversation": number}
+    return Conversation(ids, [False, False, True, True], messages, facts | about)
+
+
+def counted() -> Tally:
+    tally = Tally()
+    tally.kept("prompts", 40)
+    tally.dropped("prompts", "duplicate", 3)
+    tally.noted("prompts", "with a | in it", 2)
+    return tally
+
+
+@pytest.mark.parametrize("highest", [5, 65_535, 65_536])
+def test_stored_ids_come_back_as_they_were(tmp_path: Path, highest: int) -> None:
+    """Ids that no tokenizer would give for their text are kept, never tokenised again."""
+    rows = [conversation(1), Conversation([highest, 5, 5], [False, True, True]), Conversation([7], [True], [], {})]
+    rows[0].ids = [0, 1, 2, 3]
+    save_conversations(rows, tmp_path / "conversations-00000.safetensors")
+    save_conversations([], tmp_path / "conversations-00001.safetensors")
+    save_conversations(rows[:1], tmp_path / "conversations-00002.safetensors")
+    assert list(load_conversations(tmp_path)) == [*rows, rows[0]]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_holds_no_conversations_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No conversations"):
+        list(load_conversations(tmp_path / "nowhere"))
+    save_file({"weight": torch.ones(2)}, tmp_path / "head.safetensors")
+    with pytest.raises(ValueError, match="holds weight"):
+        list(load_conversations(tmp_path / "head.safetensors"))
+
+
+def test_shards_of_the_first_release_are_read(tmp_path: Path) -> None:
+    roles = torch.tensor([0, 1, 2, 2, 0, 2], dtype=torch.uint8)
+    tensors = {"ids": torch.arange(6, dtype=torch.int32), "roles": roles, "lengths": torch.tensor([4, 2])}
+    save_file(tensors, tmp_path / "old.safetensors", {"about": '[{"kind": "facts"}, {}]'})
+    one, two = load_conversations(tmp_path / "old.safetensors")
+    assert one == Conversation([0, 1, 2, 3], [False, False, True, True], [], {"kind": "facts"})
+    assert two == Conversation([4, 5], [False, True], [], {})
+
+
+def test_the_shipped_conversations_are_read() -> None:
+    rows = list(load_conversations(SHIPPED))
+    assert len(rows) == 2368
+    assert sum(len(row.ids) for row in rows) == 509_489
+    assert all(row.mask[-1] and not row.mask[0] for row in rows)
+
+
+def test_a_dataset_holds_what_was_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the conversations' numbers, the examples of one of them in one split."""
+    monkeypatch.setattr(store, "_AT_ONCE", 7)
+    rows = [conversation(number) for number in reversed(range(40))]
+    rows += [conversation(number, turns=2, finished=False) for number in range(10)]
+    save_dataset(iter(rows), tmp_path / "data", counted(), FACTS, held_out=6, seed=3)
+    loaded = load_dataset(tmp_path / "data")
+    validation = {row["input_ids"][0] for row in loaded["validation"]}
+    assert len(validation) == 6
+    assert not validation & {row["input_ids"][0] for row in loaded["train"]}
+    for split in loaded.values():
+        numbers = [row["input_ids"][0] for row in split]
+        assert numbers == sorted(numbers)
+    first = loaded["train"][0]
+    expected = conversation(first["input_ids"][0])
+    assert first["input_ids"] == expected.ids
+    assert first["loss_mask"] == expected.mask
+    assert first["messages"] == expected.messages
+    assert (first["source"], first["turns"], first["finished"]) == ("here", 1, True)
+    assert first["temperature"] == pytest.approx(0.7)
+    assert sum(len(split) for split in loaded.values()) == 50
+    assert sum(row["turns"] == 2 for split in loaded.values() for row in split) == 10
+
+
+def test_the_same_conversations_give_the_same_dataset_and_card(tmp_path: Path) -> None:
+    cards, validation = [], []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        save_dataset(map(conversation, range(60)), tmp_path / name, counted(), FACTS, seed=seed)
+        cards.append((tmp_path / name / "README.md").read_text())
+        validation.append(load_dataset(tmp_path / name)["validation"][:]["input_ids"])
+    assert cards[0] == cards[1]
+    assert validation[0] == validation[1] != validation[2]
+    assert len(validation[0]) == 3  # 5 %
+
+
+def test_the_card_tells_what_was_counted(tmp_path: Path) -> None:
+    rows = [
+        conversation(number, temperature=0.0 if number < 15 else 0.7, finished=number % 2 == 0) for number in range(20)
+    ]
+    save_dataset(rows, tmp_path / "data", counted(), FACTS, held_out=10)
+    card = DatasetCard.load(tmp_path / "data" / "README.md")
+    assert card.data.to_dict()["size_categories"] == ["n<1K"]
+    assert "| prompts | 40 | duplicate: 3 | with a \\| in it: 2 |" in card.text
+    assert "| tokens | 40 | 40 |" in card.text
+    assert "| answer tokens | 20 | 20 |" in card.text
+    assert "| target | tiny/target |" in card.text
+    assert "No outside data went in" in card.text
+    greedy = next(line for line in card.text.splitlines() if line.startswith("| answered greedily"))
+    shares = [float(cell.strip(" %")) for cell in greedy.split("|")[2:4]]
+    assert sum(shares) == pytest.approx(150)
+    save_dataset(rows, tmp_path / "given", Tally(), FACTS | {"prompts": ["my.jsonl"]})
+    assert "under the licences of their sources (my.jsonl)" in (tmp_path / "given" / "README.md").read_text()
+
+
+def test_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
+    save_dataset([Conversation([1, 2], [False, True])] * 3, tmp_path / "data", Tally(), {})
+    card = (tmp_path / "data" / "README.md").read_text()
+    assert "| answered greedily | not known | not known |" in card
+    assert load_dataset(tmp_path / "data")["train"][0]["messages"] == []
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(1, None), (3, 3), (3, 0)])
+def test_both_splits_need_conversations(tmp_path: Path, count: int, held_out: int | None) -> None:
+    with pytest.raises(ValueError, match="--held-out"):
+        save_dataset(map(conversation, range(count)), tmp_path / "data", Tally(), FACTS, held_out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_kept_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="No conversation was kept"):
+        save_dataset([], tmp_path / "data", Tally(), FACTS)
+
+
+def test_only_a_dataset_is_replaced_and_only_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, folder = [conversation(number) for number in range(4)], tmp_path / "data"
+    folder.mkdir()
+    save_dataset(rows, folder, Tally(), FACTS)  # an empty folder is free
+    with pytest.raises(OSError, match="--overwrite"):
+        save_dataset(rows, folder, Tally(), FACTS)
+    monkeypatch.setattr(store, "card", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_dataset(rows[:3], folder, Tally(), FACTS, overwrite=True)
+    assert sum(map(len, load_dataset(folder).values())) == 4
+    monkeypatch.undo()
+    save_dataset(rows[:3], folder, Tally(), FACTS, overwrite=True)
+    assert sum(map(len, load_dataset(folder).values())) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(OSError, match="no dataset"):
+        save_dataset(rows, folder, Tally(), FACTS, overwrite=True)
+
+
+def test_datasets_of_others_are_checked(tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"input_ids": [[1, 2]], "text": ["x"]})
+    DatasetDict({"train": rows}).save_to_disk(tmp_path / "data")
+    with pytest.raises(ValueError, match="no loss_mask in its split 'train'"):
+        load_dataset(tmp_path / "data")
+    rows.add_column("loss_mask", [[False, True]]).to_parquet(tmp_path / "hub" / "train.parquet")
+    assert load_dataset(tmp_path / "hub")["train"][0]["loss_mask"] == [False, True]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match="empty"):
+        load_dataset(tmp_path / "empty")
