@@ -37,7 +37,8 @@ def inspect_dataset(rows: Any, tokenizer: Any, console: Console, count: int = 1,
         tokens, supervised = tokens + len(ids), supervised + sum(mask)
     console.rule(style="dim")
     share = supervised / tokens if tokens else 0.0
-    console.print(f"{len(shown)} conversations, {tokens} tokens, {supervised} supervised ({share:.0%})", highlight=False)
+    total = f"{len(shown)} conversations, {tokens} tokens, {supervised} supervised ({share:.0%})"
+    console.print(total, highlight=False)
 
 
 def coloured(ids: list[int], mask: list[bool], tokenizer: Any, marks: bool) -> Text:

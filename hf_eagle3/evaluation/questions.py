@@ -89,7 +89,7 @@ def _read_hub(source: str, limit: int | None) -> list[Question]:
     config, usual, column = HUB_SETS.get(name, (None, "test", ""))
     try:
         rows: Any = load_dataset(name, config, split=split or usual, streaming=True)
-        questions = []
+        questions: list[Question] = []
         for number, row in enumerate(rows):
             if limit is not None and len(questions) >= limit:
                 break

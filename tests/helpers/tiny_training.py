@@ -80,7 +80,7 @@ def losses(trainer: Eagle3Trainer) -> list[float]:
 
 
 def main(folder: str, *fields: str) -> None:
-    """Train as the module's docstring says. With PAUSE_IN_SAVE set, each save stops half-way long enough to be killed."""
+    """Train as the module's docstring says. With PAUSE_IN_SAVE set, each save stops half-way for so long."""
     if os.environ.get("PAUSE_IN_SAVE"):
         real = torch.save
 

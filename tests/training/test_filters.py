@@ -34,7 +34,7 @@ def test_unfit_prompts(text: str, reason: str) -> None:
     assert tally.rows() == [("prompts", 0, {reason: 1}, {})]
 
 
-@pytest.mark.parametrize("text", ["Erkläre mir bitte die Dampfmaschine", "请解释蒸汽机的工作原理", "Объясни паровую машину"])
+@pytest.mark.parametrize("text", ["Erkläre mir die Dampfmaschine", "请解释蒸汽机的工作原理", "Объясни паровую машину"])
 def test_every_script_passes_unless_asked(text: str) -> None:
     assert gate()[0].prompt([text])
     assert gate(max_foreign=0.01)[0].prompt([text]) is False

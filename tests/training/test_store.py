@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -166,7 +167,8 @@ def test_only_a_dataset_is_replaced_and_only_on_demand(tmp_path: Path, monkeypat
         save_dataset(rows, folder, Tally(), FACTS, overwrite=True)
 
 
-def test_datasets_of_others_are_checked(tmp_path: Path) -> None:
+def test_datasets_of_others_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = Dataset.from_dict({"input_ids": [[1, 2]], "text": ["x"]})
     DatasetDict({"train": rows}).save_to_disk(tmp_path / "data")
     with pytest.raises(ValueError, match="no loss_mask in its split 'train'"):
