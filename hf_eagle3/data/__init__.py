@@ -1,1 +1,1 @@
-"""Prompts to target-generated conversations to token ids with a role per token. Knows nothing of heads."""
+"""Prompts to target-generated conversations to token ids with a loss mask. Knows nothing of heads."""

@@ -13,9 +13,11 @@ from .tally import Tally
 _ENDS = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _INTRODUCTION = """# Conversations of {target}
 
-{origin} The answers are {target}'s own. They are meant to train an EAGLE-3 draft head for it
-(speculative decoding, arXiv 2503.01840) with hf-eagle3: `input_ids` are the tokens, `loss_mask` says which of them the
-target generated (stop tokens included)."""
+{origin}
+
+The answers are the target's own. They are meant to train an EAGLE-3 draft head for it (speculative decoding, arXiv
+2503.01840) with hf-eagle3: `input_ids` are the tokens, `loss_mask` says which of them the target generated, stop
+tokens included."""
 _LOADING = """## Loading
 
     from hf_eagle3.data.store import load_dataset
@@ -28,7 +30,8 @@ or `datasets.load_from_disk("FOLDER")`. `hf-eagle3 data inspect FOLDER` shows th
 
 @dataclass
 class Sizes:
-    """What is counted of the examples of a split; `finished` and `greedy` only over those of which it is known."""
+    """What is counted of the examples of a split; `finished` and `greedy` are how many are so, and of how many it is
+    known."""
 
     examples: int = 0
     tokens: int = 0
@@ -57,10 +60,14 @@ class Sizes:
             ("examples", f"{self.examples:,}"),
             ("tokens", f"{self.tokens:,}"),
             ("answer tokens", f"{self.answer_tokens:,}"),
-            ("finished by the target", _share(*self.finished)),
-            ("answered greedily", _share(*self.greedy)),
+            ("finished by the target", self._share(*self.finished)),
+            ("answered greedily", self._share(*self.greedy)),
             ("examples by user turns", turns or "not known"),
         ]
+
+    def _share(self, yes: int, known: int) -> str:
+        """A share of all examples, told only where it is known of each."""
+        return f"{yes / known:.1%}" if known and known == self.examples else "not known"
 
 
 def card(facts: Mapping[str, Any], tally: Tally, sizes: Mapping[str, Sizes]) -> str:
@@ -127,10 +134,6 @@ def _sizes(sizes: Mapping[str, Sizes]) -> str:
     columns = [size.rows() for size in sizes.values()]
     rows = ((cells[0][0], *(cell[1] for cell in cells)) for cells in zip(*columns, strict=True))
     return _table(("", *sizes), rows)
-
-
-def _share(yes: int, known: int) -> str:
-    return f"{yes / known:.1%}" if known else "not known"
 
 
 def _told(value: Any) -> str:

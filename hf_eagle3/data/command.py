@@ -17,6 +17,8 @@ import typer
 from ..evaluation.command import Precision, load_pair
 
 if TYPE_CHECKING:
+    from .filters import FilterRules
+    from .interview import Plan
     from .tally import Tally
     from .writing import Opened, Prompts
 
@@ -67,27 +69,20 @@ def write(
 
     Interrupted at any moment, the same command goes on. The dataset's card counts what every step kept and dropped.
     """
-    from .filters import FilterRules
-    from .interview import Plan
-    from .store import check_free
-    from .writing import Job, Prompts, convert_shards, write_dataset
+    from .writing import Job, Prompts, check_free, convert_shards, write_dataset
 
     check_free(out.absolute(), overwrite)
     _check_sources(prompts, server, server_model, from_shards)
     if from_shards is not None:
-        facts = {} if target is None else {"target": target}
-        _tell(convert_shards(from_shards, out, facts, held_out=held_out, seed=seed, overwrite=overwrite), out)
+        _tell(convert_shards(from_shards, out, target, held_out=held_out, seed=seed, overwrite=overwrite), out)
         return
     given = Prompts(prompts, split) if prompts else None
-    rules = FilterRules(
-        near_duplicates=near_duplicates, personal=not keep_personal_data, max_foreign=None if given else _FOREIGN
-    )
-    answer, length = GIVEN if given else SELF_PROMPTED
-    plan = Plan(
-        answer_tokens or (None if given else 250_000), max_answer or answer, max_length or length,
+    plan = _plan(
+        given is not None, answer_tokens=answer_tokens, max_answer=max_answer, max_length=max_length,
         temperature=temperature, greedy_share=greedy_share, two_turn_share=two_turn_share, seed=seed,
     )  # fmt: skip
-    connect = _behind_server if server is not None else _in_process
+    rules = _rules(given is not None, near_duplicates, personal=not keep_personal_data)
+    connect = _in_process if server is None else _behind_server
     facts, opened = connect(plan, target, slots, dtype=dtype, device=device, url=server, name=server_model)
     job = Job(plan, rules, facts, given, tuple(exclude or ()))
     with _bar(plan.answer_tokens, given) as progress:
@@ -129,7 +124,23 @@ def _check_sources(
         raise ValueError("--server-model names a model of a server: give --server too.")
 
 
-def _in_process(plan: Any, target: str | None, slots: int, **given: Any) -> tuple[dict[str, Any], Opened]:
+def _plan(given: bool, **wanted: Any) -> Plan:
+    """How to sample; what was not asked for follows from whether the prompts are `given`."""
+    from .interview import Plan
+
+    usual: dict[str, Any] = {"answer_tokens": None if given else Plan.answer_tokens}
+    usual["max_answer"], usual["max_length"] = GIVEN if given else SELF_PROMPTED
+    chosen: dict[str, Any] = {name: usual.get(name) if value is None else value for name, value in wanted.items()}
+    return Plan(**chosen)
+
+
+def _rules(given: bool, near_duplicates: float, personal: bool) -> FilterRules:
+    from .filters import FilterRules
+
+    return FilterRules(near_duplicates=near_duplicates, personal=personal, max_foreign=None if given else _FOREIGN)
+
+
+def _in_process(plan: Plan, target: str | None, slots: int, **given: Any) -> tuple[dict[str, Any], Opened]:
     """What the answers depend on, and how to open interviews with a target in this process."""
     from .interviewer import Interviewer
 
@@ -146,7 +157,7 @@ def _in_process(plan: Any, target: str | None, slots: int, **given: Any) -> tupl
     return facts, lambda gate, prompts, begun: Interviewer(model, tokenizer, plan, gate, prompts, slots, begun)
 
 
-def _behind_server(plan: Any, target: str | None, slots: int, **given: Any) -> tuple[dict[str, Any], Opened]:
+def _behind_server(plan: Plan, target: str | None, slots: int, **given: Any) -> tuple[dict[str, Any], Opened]:
     """The same with a target behind a server; here only its tokenizer is loaded."""
     from .interviewer import ServerInterviewer, stop_ids
     from .server import Server
@@ -163,9 +174,11 @@ def _target_facts(target: str | None, tokenizer: Any) -> dict[str, Any]:
 
     from .. import embedded
 
-    name = target or f"{embedded.TARGET_ID} (embedded, 4-bit weights)"
+    if not tokenizer.chat_template:
+        raise ValueError(f"{target} has no chat template: name the instruct version of the target.")
+    named = {"target": target} if target else {"target": embedded.TARGET_ID, "weights": "embedded, 4-bit"}
     template = hashlib.sha256(str(tokenizer.get_chat_template()).encode()).hexdigest()[:16]
-    return {"target": name, "sha256 of the chat template": template}
+    return named | {"sha256 of the chat template": template}
 
 
 def _tokenizer(target: str | None) -> tuple[Any, Any]:

@@ -156,11 +156,11 @@ def given_interview(plan: Plan, number: int, turns: Iterable[str], system: str |
 
 def takes_system(tokenizer: Any) -> bool:
     """Whether a system message reaches the text; some templates refuse it, and some leave it out."""
+    from jinja2.exceptions import TemplateError
+
     word = "\u241eSYSTEM\u241e"
     messages = [{"role": "system", "content": word}, {"role": "user", "content": "?"}]
     try:
         return word in str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except Exception as error:  # a template may raise anything of its own, TemplateError of jinja2 as a rule
-        if type(error).__name__ != "TemplateError":
-            raise
+    except TemplateError:  # what a template raises by itself
         return False

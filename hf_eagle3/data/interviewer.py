@@ -41,15 +41,14 @@ class _Interviewer:
         self.sampler = SelfPrompter(tokenizer, plan) if prompts is None else None
         self.takes_system = takes_system(tokenizer)
         self.begun, self.answer_tokens = begun, 0
-        self._running, self._answered, self._in_vain = 0, 0, 0
+        self._running, self._in_vain = 0, 0
         self._ended: deque[Interview] = deque()
 
     def _enough(self) -> bool:
-        """Whether the answers to come will make up the budget, so that no more interviews need to begin."""
+        """Whether the answers to come may make up the budget, so that no more interviews are to begin for now."""
         if self.plan.answer_tokens is None:
             return False
-        mean = self.answer_tokens / self._answered if self._answered else self.plan.max_answer / 2
-        return self.answer_tokens + self._running * mean >= self.plan.answer_tokens
+        return self.answer_tokens + self._running * self.plan.max_answer >= self.plan.answer_tokens
 
     def _begin(self) -> bool:
         """Begin one interview; False if there are no more prompts."""
@@ -74,7 +73,6 @@ class _Interviewer:
     def remember(self, conversation: Conversation) -> None:
         """Count an example of an earlier run; what the target made up there is not asked again."""
         self.answer_tokens += conversation.answer_tokens
-        self._answered += 1
         if self.sampler is not None:
             for message in conversation.messages:
                 if message["role"] == "user":
@@ -133,7 +131,6 @@ class _Interviewer:
             interview.tally.kept("examples")
             interview.tally.noted("examples", "finished" if example.about["finished"] else "cut short")
         self.answer_tokens += interview.answer_tokens
-        self._answered += bool(interview.examples)
         self._in_vain = 0 if interview.examples else self._in_vain + 1
         self._ended.append(interview)
 

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .words import words_of
+
 N = 8  # words
+_SUFFIXES = (".jsonl", ".txt")
+_TEXTS = ("question", "prompt", "instruction", "text")
 
 
 class Overlap:
     """Finds texts that share `n` words in a row with a question; of a shorter question all its words.
 
-    Case and punctuation do not count. `hits` counts the texts found, by file.
+    Case, punctuation and white space do not count. A word is what [`words_of`] takes for one: in Chinese or Thai it
+    is a character. `hits` counts the texts found, by file; every file that was read has an entry.
+
+    Raises:
+        ValueError: if `n` is below 1.
     """
 
     def __init__(self, n: int = N) -> None:
+        if n < 1:
+            raise ValueError(f"Texts were to be compared by {n} words in a row: give at least 1.")
         self.n = n
         self.hits: Counter[str] = Counter()
         self._grams: dict[tuple[str, ...], str] = {}
@@ -26,32 +35,37 @@ class Overlap:
 
     @classmethod
     def from_questions(cls, paths: Sequence[str | Path], n: int = N) -> Overlap:
-        """Take in question files: .jsonl with `turns`, `messages`, `question`, `prompt` or `text`, .txt with one
-        question a line, and folders of both.
+        """Take in question files: .jsonl with `turns`, `messages`, `question`, `prompt`, `instruction` or `text`, .txt
+        with one question a line, and folders of both.
 
         Raises:
             OSError: if a path is not there, or a folder holds no such file.
-            ValueError: if a line cannot be read.
+            ValueError: if a file cannot be read as questions, or holds none.
         """
         overlap = cls(n)
         for path in paths:
-            for file in _files(Path(path)):
+            for file in _files(Path(path).expanduser()):
+                empty = True
                 for question in read_questions(file):
                     overlap.add(question, file.name)
+                    empty = False
+                if empty:
+                    raise ValueError(f"{file} holds no question to stay clear of: name a file that does.")
         return overlap
 
     def add(self, question: str, file: str) -> None:
         """Take in one question of `file`."""
-        words = _words(question)
+        words = words_of(question)
         length = min(self.n, len(words))
+        self.hits.setdefault(file, 0)
         for gram in _grams(words, length):
             self._grams.setdefault(gram, file)
             self._lengths.add(length)
 
     def hit(self, text: str) -> str | None:
         """The file that `text` shares an n-gram with, counted; None if there is none."""
-        words = _words(text)
-        for length in self._lengths:
+        words = words_of(text)
+        for length in sorted(self._lengths, reverse=True):
             for gram in _grams(words, length):
                 if gram in self._grams:
                     self.hits[self._grams[gram]] += 1
@@ -63,54 +77,59 @@ class Overlap:
 
 
 def find_overlaps(texts: Iterable[str], overlap: Overlap) -> list[tuple[int, str]]:
-    """The number of each text that shares an n-gram with a question, and the question's file."""
+    """The number of each text that shares an n-gram with a question, and the question's file; counted in `hits`."""
     found = ((number, overlap.hit(text)) for number, text in enumerate(texts))
     return [(number, file) for number, file in found if file is not None]
 
 
 def read_questions(file: Path) -> Iterator[str]:
-    """The user's texts of a question file."""
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        if file.suffix == ".txt":
-            yield line
-            continue
+    """The user's texts of a question file.
+
+    Raises:
+        ValueError: if a line of it is no question, or its ending is neither .jsonl nor .txt.
+    """
+    if file.suffix not in _SUFFIXES:
+        raise ValueError(f"{file} was given as a file of questions: they are read from {' and '.join(_SUFFIXES)}.")
+    with file.open(encoding="utf-8-sig") as lines:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"Line {number} of {file} is not JSON ({error.msg}): one object a line.") from error
-        texts = list(_texts_of(row)) if isinstance(row, dict) else []
-        if not texts:
-            raise ValueError(
-                f"Line {number} of {file} holds no question: `turns`, `messages`, `question`, `prompt` or `text` is "
-                "needed."
-            )
-        yield from texts
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield from [line] if file.suffix == ".txt" else _texts_of(line, f"Line {number} of {file}")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8.") from error
 
 
-def _texts_of(row: dict[str, Any]) -> Iterator[str]:
-    for turn in row.get("turns") or ():
-        yield str(turn)
-    for message in row.get("messages") or ():
-        if message.get("role") == "user":
-            yield str(message["content"])
-    for name in ("question", "prompt", "text"):
-        if isinstance(row.get(name), str):
-            yield row[name]
+def _texts_of(line: str, place: str) -> list[str]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON ({error.msg}): one object a line is needed.") from error
+    texts = [text for text in _candidates(row) if isinstance(text, str) and text.strip()]
+    if not texts:
+        names = ", ".join(f"`{name}`" for name in ("turns", "messages", *_TEXTS))
+        raise ValueError(f"{place} holds no question: one of {names} is needed.")
+    return texts
+
+
+def _candidates(row: Any) -> Iterator[Any]:
+    """Whatever a user may have said in a row."""
+    if not isinstance(row, dict):
+        return
+    yield from row["turns"] if isinstance(row.get("turns"), list) else ()
+    for message in row["messages"] if isinstance(row.get("messages"), list) else ():
+        if isinstance(message, dict) and message.get("role") == "user":
+            yield message.get("content")
+    for name in _TEXTS:
+        yield row.get(name)
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.glob("*") if file.suffix in (".jsonl", ".txt"))
+    files = sorted(file for file in path.glob("*") if file.suffix in _SUFFIXES)
     if not files:
         raise OSError(f"There are no question files at {path}: name a .jsonl or .txt file, or a folder of them.")
     return files
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
 
 
 def _grams(words: list[str], length: int) -> Iterator[tuple[str, ...]]:

@@ -1,92 +1,228 @@
 """Personal data in a text: e-mail, phone, card, bank account, national ids, public IP addresses, and names.
 
-The patterns and checksums are those of presidio, called without its language pipeline: nothing is downloaded. Names
+Patterns and checksums are presidio's, called without its language pipeline: nothing is downloaded. What they match is
+then weighed, because a prompt is full of numbers: an integer alone is never personal, whatever checksum it happens to
+pass, and becomes so by the way it is written or by a word that says what it is. URLs and dates are not personal. Names
 take a spaCy model, and are looked for where one is installed.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-_SCORE = 0.5  # of presidio, from which a pattern needs no word of context to be believed
-_VERSION = re.compile(r"(version|release|\bv|==|>=|<=|~=)\W*$", re.IGNORECASE)
-# Patterns with a checksum or a form that ordinary numbers do not have.
-_NATIONAL = (
-    "UsSsnRecognizer", "UsItinRecognizer", "UkNinoRecognizer", "EsNifRecognizer", "EsNieRecognizer",
-    "ItFiscalCodeRecognizer", "PlPeselRecognizer", "FiPersonalIdentityCodeRecognizer", "SgFinRecognizer",
-    "InAadhaarRecognizer", "InPanRecognizer", "KrRrnRecognizer",
+# Ids with a letter, or with hyphens where no other number has them: the form is enough.
+_BY_FORM = (
+    "UsSsn", "UsItin", "UkNino", "EsNif", "EsNie", "ItFiscalCode", "FiPersonalIdentityCode", "SgFin", "InPan", "KrRrn",
+    "DeSocialSecurity",
 )  # fmt: skip
-_PHONE_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "IN", "BR", "AU", "CN", "JP")
+# Plain integers with a checksum, which one integer in ten passes by chance: a word must say what they are.
+_BY_WORD = (
+    "PlPesel", "InAadhaar", "Nhs", "CaSin", "DeTaxId", "SePersonnummer", "ThTnin", "TrNationalId", "AuTfn",
+    "ZaIdNumber",
+)  # fmt: skip
+_SCORE = 0.5  # presidio's, from which a form needs no such word
+_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "IN", "BR", "AU", "CN", "JP", "NL", "PL", "SE")
+_PHONE_WORDS = (
+    "phone", "phones", "telephone", "tel", "cell", "cellphone", "mobile", "call", "whatsapp", "fax", "sms", "dial",
+    "telefon", "telefonnummer", "handy", "handynummer", "teléfono", "móvil", "téléphone", "portable", "telefono",
+    "cellulare", "telefone", "celular", "电话", "手机", "電話", "携帯",
+)  # fmt: skip
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Lao, Japanese, Chinese: words touch
+_ADDRESS_WORDS = ("ip", "ipv4", "ipv6", "address", "host")
+_CARD_WORDS = ("cards", "cvv", "cvc", "expires", "expiry", "maestro", "kreditkarte", "carte", "tarjeta", "carta")
+_VERSION = re.compile(r"(version|release|build|section|chapter|[\w.]-|_|\bv|==|>=|<=|~=|\^|~)\W*$", re.IGNORECASE)
+# What any of them but an address with an @ has: six digits close together, PAN's letters, or an IP address.
+_MAY_HOLD = re.compile(
+    r"(?:\d\w?\W{0,3}){6}|[A-Z]{5}\d{4}[A-Z]|(?:\d{1,3}\.){3}\d|[\da-f]:[\da-f:]*:|::\w*", re.IGNORECASE
+)
+# Issuers and lengths of payment cards (ISO/IEC 7812): Visa, Mastercard, American Express, Diners, Discover, JCB,
+# UnionPay and Maestro.
+_CARD = re.compile(
+    r"4\d{12}(\d{3})?|(5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}|3[47]\d{13}|3(0[0-5]|[68]\d)\d{11}"
+    r"|6(011|4[4-9]\d|5\d\d)\d{12}|35\d{14}|62\d{14}|(50|5[6-8]|6[37])\d{14}"
+)
+_ALLOCATED = ipaddress.ip_network("2000::/3")  # all global unicast addresses of IPv6 that IANA gave out
+_NER_ONLY = ("parser", "lemmatizer", "attribute_ruler", "tagger", "morphologizer", "senter")
+_MISSING = (
+    "Personal data is looked for by presidio-analyzer, which is not installed: pip install 'hf-eagle3[train]', or keep "
+    "such texts with personal=False (--keep-personal-data)."
+)
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What presidio found, with presidio's `score`, and the text around it."""
+
+    text: str
+    before: str
+    after: str
+    score: float
+
+    def named(self, words: Sequence[str], before: int = 60, after: int = 25) -> bool:
+        """Whether one of `words` stands within so many characters of it."""
+        near = f"{self.before[-before:]} {self.after[:after]}"
+        whole = [word if _UNSPACED.search(word) else rf"(?<![^\W_]){re.escape(word)}(?![^\W_])" for word in words]
+        return re.search("|".join(whole), near, re.IGNORECASE) is not None
 
 
 class PersonalData:
-    """Finds kinds of personal data in texts.
+    """Finds kinds of personal data in texts. Libraries and models are loaded by the first text that needs them.
 
     Raises:
         ImportError: if presidio is not installed.
     """
 
+    def __init__(self) -> None:
+        if importlib.util.find_spec("presidio_analyzer") is None:
+            raise ImportError(_MISSING)
+
     def kinds(self, text: str) -> list[str]:
         """What `text` holds, such as `["EMAIL_ADDRESS", "PERSON"]`; empty for most texts, and quick for them."""
         found: set[str] = set()
-        if any(character.isdigit() or character in "@:" for character in text):
-            found.update(self._patterns(text))
-        if self.names is not None:
-            found.update("PERSON" for entity in self.names(text).ents if entity.label_ in ("PERSON", "PER"))
+        if "@" in text and _holds(*self._email, text):
+            found.add("EMAIL_ADDRESS")
+        if _MAY_HOLD.search(text):
+            found.update(kind for kind, recogniser, weigh in self._numbers if _holds(recogniser, weigh, text))
+        if self._named_entities is not None and self._names_somebody(text):
+            found.add("PERSON")
         return sorted(found)
 
     @cached_property
-    def names(self) -> Any:
-        """A spaCy pipeline that knows names, if a model is installed."""
-        import spacy
-
-        models = sorted(spacy.util.get_installed_models())
-        return spacy.load(models[0]) if models else None
-
-    def _patterns(self, text: str) -> Iterator[str]:
-        for recogniser in self._recognisers:
-            for result in recogniser.analyze(text, recogniser.supported_entities, None):
-                start, end = result.start, result.end
-                if _believed(result.entity_type, result.score, text[start:end], text[:start]):
-                    yield result.entity_type
+    def names_by(self) -> str | None:
+        """The installed spaCy model that names are looked for with; None if there is none, and none are looked for."""
+        meta = getattr(self._named_entities, "meta", None)
+        return f"{meta['lang']}_{meta['name']}" if meta else None
 
     @cached_property
-    def _recognisers(self) -> list[Any]:
-        try:
-            from presidio_analyzer import predefined_recognizers as known
-            from tldextract import TLDExtract
-        except ImportError as error:
-            raise ImportError(
-                "Personal data is looked for by presidio-analyzer, which is not installed: pip install "
-                "'hf-eagle3[train]', or keep such rows with --keep-personal-data."
-            ) from error
-        suffixes = TLDExtract(suffix_list_urls=())  # the list that is installed; presidio's default fetches one
+    def _named_entities(self) -> Any:
+        """The first installed spaCy pipeline that knows named entities."""
+        # What spaCy itself asks; without a model its import is spared.
+        for name in sorted(model.name for model in importlib.metadata.entry_points(group="spacy_models")):
+            import spacy
 
-        class Email(known.EmailRecognizer):
+            pipeline = spacy.load(name, exclude=list(_NER_ONLY))
+            if "ner" in pipeline.pipe_names or "entity_ruler" in pipeline.pipe_names:
+                return pipeline
+        return None
+
+    def _names_somebody(self, text: str) -> bool:
+        """Whether somebody is named in full; Tom, who has three apples, is nobody."""
+        entities = self._named_entities(text).ents
+        return any(entity.label_ in ("PERSON", "PER") and len(entity.text.split()) > 1 for entity in entities)
+
+    @cached_property
+    def _email(self) -> tuple[Any, Callable[[Any, _Match], bool]]:
+        from presidio_analyzer.predefined_recognizers import EmailRecognizer
+        from tldextract import TLDExtract
+
+        suffixes = TLDExtract(suffix_list_urls=())  # the list that came with it; the default would fetch one
+
+        class Email(EmailRecognizer):
             def validate_result(self, pattern_text: str) -> bool:
                 return bool(suffixes(pattern_text.split("@")[-1]).suffix)
 
-        phone = known.PhoneRecognizer(supported_regions=_PHONE_REGIONS, leniency=1)
-        always = [Email(), phone, known.CreditCardRecognizer(), known.IbanRecognizer(), known.IpRecognizer()]
-        return [*always, *(getattr(known, name)() for name in _NATIONAL)]
+        return Email(), _is_email
+
+    @cached_property
+    def _numbers(self) -> list[tuple[str, Any, Callable[[Any, _Match], bool]]]:
+        """Kind, recogniser, and what weighs its matches."""
+        from presidio_analyzer import Pattern
+        from presidio_analyzer import predefined_recognizers as known
+
+        phone = known.PhoneRecognizer(supported_regions=_REGIONS, leniency=1)
+        second_mastercard = Pattern("Mastercard from 2017 on", r"\b2[2-7]\d\d[- ]?\d{4}[- ]?\d{4}[- ]?\d{4}\b", 0.3)
+        card = known.CreditCardRecognizer([*known.CreditCardRecognizer.PATTERNS, second_mastercard])
+        weighed: list[tuple[Any, Callable[[Any, _Match], bool]]] = [
+            (phone, _is_phone), (card, _is_card), (known.IbanRecognizer(), _is_formed),
+            (known.IpRecognizer(), _is_address),
+        ]  # fmt: skip
+        weighed += [(getattr(known, f"{name}Recognizer")(), _is_formed) for name in _BY_FORM]
+        weighed += [(getattr(known, f"{name}Recognizer")(), _is_named) for name in _BY_WORD]
+        return [(recogniser.supported_entities[0], recogniser, weigh) for recogniser, weigh in weighed]
 
 
-def _believed(kind: str, score: float, match: str, before: str) -> bool:
-    """Whether a match is personal: not a plain number, a version, or an address that names no machine."""
-    if kind == "PHONE_NUMBER":  # scored low by presidio whatever it looks like
-        groups = re.findall(r"\d+", match)
-        grouped = len(groups) > 2 and min(map(len, groups[1:])) > 1  # neither one integer nor a count from 1 to 10
-        return match.startswith("+") or (grouped and not re.search(r"[=*/]", match))
-    if kind == "IP_ADDRESS":
-        if ":" in match and (match.count(":") < 3 or not re.search(r"\d", match)):
-            return False  # a::b in C++
-        try:
-            public = ipaddress.ip_address(match.strip("[]")).is_global
-        except ValueError:
-            return False
-        return public and not _VERSION.search(before)
-    return score >= _SCORE
+def _holds(recogniser: Any, weigh: Callable[[Any, _Match], bool], text: str) -> bool:
+    for found in recogniser.analyze(text, recogniser.supported_entities, None):
+        match = _Match(text[found.start : found.end], text[: found.start], text[found.end :], found.score)
+        if weigh(recogniser, match):
+            return True
+    return False
+
+
+def _is_email(_: Any, match: _Match) -> bool:
+    return not match.text.startswith("git@")  # the address of a repository
+
+
+def _is_formed(recogniser: Any, match: _Match) -> bool:
+    """An id by its form: in capitals and whole, or with its name; what has no letters, with hyphens."""
+    if re.search(r"\w$", match.before) or re.match(r"\w", match.after):
+        return False
+    if match.named(recogniser.context):
+        return True
+    letters = re.search(r"[^\W\d]", match.text) is not None
+    return match.score >= _SCORE and (match.text.isupper() if letters else "-" in match.text)
+
+
+def _is_named(recogniser: Any, match: _Match) -> bool:
+    """An id by the word for it."""
+    whole = not re.search(r"\d$", match.before) and not re.match(r"\d", match.after)
+    return whole and match.named(recogniser.context)
+
+
+def _is_card(recogniser: Any, match: _Match) -> bool:
+    """A number with Luhn's checksum, of an issuer there is, written in groups or called a card."""
+    digits = re.sub(r"\D", "", match.text)
+    if match.score < _SCORE or _CARD.fullmatch(digits) is None or re.search(r"\d[.,]$", match.before):
+        return False
+    return digits != match.text or match.named((*recogniser.context, *_CARD_WORDS))
+
+
+def _is_address(_: Any, match: _Match) -> bool:
+    """An IP address of a machine on the public net: no version, no local or documentation address, no a::b of C++."""
+    try:
+        address = ipaddress.ip_interface(match.text.partition("%")[0]).ip
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address):
+        return address.is_global and address in _ALLOCATED
+    if not address.is_global or re.search(r"[\d.:]$", match.before) or re.match(r"\.?\d", match.after):
+        return False
+    if match.named(_ADDRESS_WORDS, 30, 10):
+        return True
+    # Versions and sections have small parts (and 8.8.8.8 is everybody's); of addresses, 2 in 100 have only such.
+    return re.search(r"\d{3}", str(address)) is not None and not _VERSION.search(match.before)
+
+
+def _is_phone(_: Any, match: _Match) -> bool:
+    """A valid number that is written as one writes phone numbers, or called one."""
+    if re.search(r"\d[.,]?$|[*/=^)\]]\s*$|\w\($", match.before) or re.match(r"\s*[*/=^]|[.,]?\d", match.after):
+        return False  # a part of a sum, of a longer number, of code
+    if match.text[0] == "(" and re.search(r"\w$", match.before):
+        return False
+    if re.match(r"\(?\+\d", match.text):
+        return not re.search(r"[\d)]\s*$", match.before)
+    if match.text[0] != "+" and match.named(_PHONE_WORDS, 30, 0):
+        return True
+    groups = re.findall(r"\d+", match.text)
+    marked = match.text[0] in "0(" or re.search(r"\d[-.]\d", match.text) is not None
+    if len(groups) < (2 if match.text[0] in "0(" else 3):
+        return False
+    thousands = len(groups[-1]) == 3 and not marked
+    counted = len(set(map(len, groups))) == 1 and groups == sorted(groups)
+    if thousands or counted or set("".join(groups)) <= {"0", "1"}:
+        return False  # 12 345 678; 01 02 03 04 05; 0110 1001
+    return _grouped_as_phone(match.text)
+
+
+def _grouped_as_phone(text: str) -> bool:
+    """Whether its digits are grouped as in the country of the number."""
+    from phonenumbers import Leniency, PhoneNumberMatcher
+
+    return any(PhoneNumberMatcher(text, region, Leniency.STRICT_GROUPING).has_next() for region in _REGIONS)

@@ -1,4 +1,7 @@
-"""What every step of writing a data set kept and dropped, and why: the numbers of its card."""
+"""What every step of writing a data set kept and dropped, and why: the numbers of its card.
+
+Knows nothing of the steps: each names itself.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,11 @@ class Tally:
         self._steps: dict[str, _Step] = {}
 
     def kept(self, step: str, n: int = 1) -> None:
+        """`n` more passed."""
         self._step(step).kept += n
 
     def dropped(self, step: str, reason: str, n: int = 1) -> None:
+        """`n` more did not pass, for this reason."""
         self._step(step).dropped[reason] += n
 
     def noted(self, step: str, what: str, n: int = 1) -> None:
@@ -46,13 +51,24 @@ class Tally:
             own.notes.update(step.notes)
 
     def to_json(self) -> dict[str, Any]:
+        """As a plain dict: `{step: {"kept": n, "dropped": {reason: n}, "notes": {note: n}}}`."""
         return {name: {"kept": kept, "dropped": dropped, "notes": notes} for name, kept, dropped, notes in self.rows()}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Tally:
+        """The tally that `to_json` gave.
+
+        Raises:
+            ValueError: if the record is none.
+        """
         tally = cls()
-        for name, step in record.items():
-            tally._steps[name] = _Step(step["kept"], Counter(step["dropped"]), Counter(step["notes"]))
+        try:
+            for name, step in record.items():
+                tally._steps[name] = _Step(int(step["kept"]), Counter(step["dropped"]), Counter(step["notes"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{record!r:.80} was given as a tally: each step needs kept, dropped and notes."
+            ) from error
         return tally
 
     def _step(self, name: str) -> _Step:

@@ -125,13 +125,13 @@ def write_dataset(
 def convert_shards(
     shards: Path,
     out: Path,
-    facts: dict[str, Any],
+    target: str | None = None,
     *,
     held_out: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Tally:
-    """A dataset of conversations that are there as shards; no target is needed. Returns what was kept.
+    """A dataset of conversations that are there as shards; `target` is only named. Returns what was kept.
 
     Raises:
         ValueError: they are no conversations.
@@ -140,7 +140,8 @@ def convert_shards(
     out, tally = out.absolute(), Tally()
     check_free(out, overwrite)
     kept = _with_answers(load_conversations(shards), tally)  # counted by the time the card is written
-    save_dataset(kept, out, tally, {**facts, "shards": str(shards), "seed": seed}, held_out, seed, overwrite)
+    facts = ({} if target is None else {"target": target}) | {"shards": str(shards), "seed": seed}
+    save_dataset(kept, out, tally, facts, held_out, seed, overwrite)
     return tally
 
 

@@ -310,3 +310,18 @@ def test_every_opening_can_be_filled() -> None:
         for text in (kind.hint, *kind.openings):
             assert "{" not in fill(text, rng).replace("{passage}", "")
         assert all("{passage}" in text for text in kind.openings) or kind.max_new_tokens > 0
+
+
+def test_a_template_that_takes_no_system_message(target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Prompts that bring one are dropped, and self-prompting does without hints."""
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = refusal + str(tokenizer.chat_template)
+    prompts = [(0, Prompt(("w1",), "w2")), (1, Prompt(("w1",)))]
+    first, second = sorted(
+        held(target, tokenizer, replace(PLAN, answer_tokens=None), iter(prompts)), key=lambda held: held.number
+    )
+    assert first.refused
+    assert first.tally.to_json()["prompts"]["dropped"] == {"system message, which the template does not take": 1}
+    check(second.examples, tokenizer)
+    interviews = held(target, tokenizer, replace(PLAN, custom_system_share=1.0, answer_tokens=60))
+    check([example for interview in interviews for example in interview.examples], tokenizer)

@@ -128,7 +128,9 @@ def test_the_card_tells_what_was_counted(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
-    save_dataset([Conversation([1, 2], [False, True])] * 3, tmp_path / "data", Tally(), {})
+    """Old shards tell greedy answers, but not the temperature of the others: no share follows from that."""
+    rows = [Conversation([1, 2], [False, True], [], {"greedy": number < 2}) for number in range(4)]
+    save_dataset(rows, tmp_path / "data", Tally(), {}, held_out=2)
     card = (tmp_path / "data" / "README.md").read_text()
     assert "| answered greedily | not known | not known |" in card
     assert load_dataset(tmp_path / "data")["train"][0]["messages"] == []
