@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from helpers.plain_training import plain_batch_loss  # noqa: E402  # the path to it is set two lines above
+from helpers.dense_training import plain_batch_loss  # noqa: E402  # the path to it is set two lines above
 
 from hf_eagle3 import embedded  # noqa: E402
 from hf_eagle3.configuration_eagle3 import default_boundaries  # noqa: E402

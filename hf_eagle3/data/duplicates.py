@@ -80,7 +80,7 @@ class Duplicates:
 def _digest(text: str) -> bytes:
     """Of the text without case, quotes around it, its last punctuation, and differences of white space."""
     plain = " ".join(text.casefold().split()).strip("\"'“”‘’").rstrip(" .,;:!?…。！？\"'”’")
-    return hashlib.sha256(plain.encode()).digest()
+    return hashlib.sha256(plain.encode(errors="surrogatepass")).digest()
 
 
 def _index(near: float) -> Any:

@@ -27,7 +27,12 @@ _BY_WORD = (
     "PlPesel", "InAadhaar", "Nhs", "CaSin", "DeTaxId", "SePersonnummer", "ThTnin", "TrNationalId", "AuTfn",
     "ZaIdNumber",
 )  # fmt: skip
-_SCORE = 0.5  # presidio's, from which a form needs no such word
+# Where presidio's own words say too little: "tax" and "security" stand in many a sum.
+_WORDS = {
+    "US_SSN": ("ssn", "ssns", "social security"), "US_ITIN": ("itin", "taxid", "tin"),
+    "CA_SIN": ("sin", "social insurance", "assurance sociale"),
+}  # fmt: skip
+_SCORE, _SCORE_IF_NAMED = 0.5, 0.05  # presidio's, from which a form is believed without and with such a word
 _REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "IN", "BR", "AU", "CN", "JP", "NL", "PL", "SE")
 _PHONE_WORDS = (
     "phone", "phones", "telephone", "tel", "cell", "cellphone", "mobile", "call", "whatsapp", "fax", "sms", "dial",
@@ -36,6 +41,7 @@ _PHONE_WORDS = (
 )  # fmt: skip
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Lao, Japanese, Chinese: words touch
 _ADDRESS_WORDS = ("ip", "ipv4", "ipv6", "address", "host")
+_DECIMAL_OR_DATE = re.compile(r"\d+[.,]\d+|\d{1,2}([-. /])\d{1,2}\1\d{2,4}|\d{4}([-. /])\d{1,2}\2\d{1,2}")
 _CARD_WORDS = ("cards", "cvv", "cvc", "expires", "expiry", "maestro", "kreditkarte", "carte", "tarjeta", "carta")
 _VERSION = re.compile(r"(version|release|build|section|chapter|[\w.]-|_|\bv|==|>=|<=|~=|\^|~)\W*$", re.IGNORECASE)
 # What any of them but an address with an @ has: six digits close together, PAN's letters, or an IP address.
@@ -51,8 +57,8 @@ _CARD = re.compile(
 _ALLOCATED = ipaddress.ip_network("2000::/3")  # all global unicast addresses of IPv6 that IANA gave out
 _NER_ONLY = ("parser", "lemmatizer", "attribute_ruler", "tagger", "morphologizer", "senter")
 _MISSING = (
-    "Personal data is looked for by presidio-analyzer, which is not installed: pip install 'hf-eagle3[train]', or keep "
-    "such texts with personal=False (--keep-personal-data)."
+    "Personal data is looked for by presidio-analyzer, which is not installed: pip install 'hf-eagle3[train]', or "
+    "keep such texts with personal=False (--keep-personal-data)."
 )
 
 
@@ -164,7 +170,7 @@ def _is_formed(recogniser: Any, match: _Match) -> bool:
     """An id by its form: in capitals and whole, or with its name; what has no letters, with hyphens."""
     if re.search(r"\w$", match.before) or re.match(r"\w", match.after):
         return False
-    if match.named(recogniser.context):
+    if match.score >= _SCORE_IF_NAMED and match.named(_words_for(recogniser)):
         return True
     letters = re.search(r"[^\W\d]", match.text) is not None
     return match.score >= _SCORE and (match.text.isupper() if letters else "-" in match.text)
@@ -173,7 +179,11 @@ def _is_formed(recogniser: Any, match: _Match) -> bool:
 def _is_named(recogniser: Any, match: _Match) -> bool:
     """An id by the word for it."""
     whole = not re.search(r"\d$", match.before) and not re.match(r"\d", match.after)
-    return whole and match.named(recogniser.context)
+    return whole and match.named(_words_for(recogniser))
+
+
+def _words_for(recogniser: Any) -> Sequence[str]:
+    return _WORDS.get(recogniser.supported_entities[0], recogniser.context)
 
 
 def _is_card(recogniser: Any, match: _Match) -> bool:
@@ -210,6 +220,8 @@ def _is_phone(_: Any, match: _Match) -> bool:
         return not re.search(r"[\d)]\s*$", match.before)
     if match.text[0] != "+" and match.named(_PHONE_WORDS, 30, 0):
         return True
+    if _DECIMAL_OR_DATE.fullmatch(match.text):
+        return False
     groups = re.findall(r"\d+", match.text)
     marked = match.text[0] in "0(" or re.search(r"\d[-.]\d", match.text) is not None
     if len(groups) < (2 if match.text[0] in "0(" else 3):

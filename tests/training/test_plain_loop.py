@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.plain_training import plain_batch_loss
+from helpers.dense_training import plain_batch_loss
 from helpers.targets import GOLDEN
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -71,7 +71,7 @@ def test_losses_and_gradients_are_those_of_the_plain_loop(
         plain = [(ids, mask, features * scale, logits) for ids, mask, features, logits in plain]
     loss, each = plain_batch_loss(head, embeddings.weight, plain, STEPS, 0.8)
     loss.backward()
-    print(f"ours {out['step_losses'].tolist()}, plain {[float(step) for step in each]}")
+    print(f"ours {out['step_losses'].tolist()}, plain {[step.item() for step in each]}")
     torch.testing.assert_close(out["loss"], loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out["step_losses"], torch.stack([step.detach() for step in each]), atol=1e-5, rtol=1e-5)
     theirs = {name: parameter.grad for name, parameter in head.named_parameters() if parameter.grad is not None}
