@@ -9,11 +9,18 @@ target.generate(**inputs, assistant_model=head)
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .configuration_eagle3 import Eagle3Config
 from .drafters.eagle3 import Eagle3CandidateGenerator
 from .generation import drafting_with, install, uninstall
 from .modeling_eagle3 import Eagle3DraftModel, Eagle3Output
 from .tree import DraftTree, TreeShape
+
+if TYPE_CHECKING:
+    from .training.arguments import Eagle3TrainingArguments
+    from .training.trainer import Eagle3Trainer
 
 __version__ = "0.1.0.dev0"
 
@@ -23,10 +30,22 @@ __all__ = [
     "Eagle3Config",
     "Eagle3DraftModel",
     "Eagle3Output",
+    "Eagle3Trainer",
+    "Eagle3TrainingArguments",
     "TreeShape",
     "drafting_with",
     "install",
     "uninstall",
 ]
+
+# Names whose modules need more than drafting does; imported when they are asked for.
+_LATER = {"Eagle3Trainer": ".training.trainer", "Eagle3TrainingArguments": ".training.arguments"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 install()

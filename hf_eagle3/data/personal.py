@@ -46,7 +46,7 @@ _CARD_WORDS = ("cards", "cvv", "cvc", "expires", "expiry", "maestro", "kreditkar
 _VERSION = re.compile(r"(version|release|build|section|chapter|[\w.]-|_|\bv|==|>=|<=|~=|\^|~)\W*$", re.IGNORECASE)
 # What any of them but an address with an @ has: six digits close together, PAN's letters, or an IP address.
 _MAY_HOLD = re.compile(
-    r"(?:\d\w?\W{0,3}){6}|[A-Z]{5}\d{4}[A-Z]|(?:\d{1,3}\.){3}\d|[\da-f]:[\da-f:]*:|::\w*", re.IGNORECASE
+    r"(?:\d\w?\W{0,3}){6}|[A-Z]{5}\d{4}[A-Z]|(?:\d{1,3}\.){3}\d|\b[23][\da-f]{3}:[\da-f:]*:", re.IGNORECASE
 )
 # Issuers and lengths of payment cards (ISO/IEC 7812): Visa, Mastercard, American Express, Diners, Discover, JCB,
 # UnionPay and Maestro.
@@ -228,8 +228,8 @@ def _is_phone(_: Any, match: _Match) -> bool:
         return False
     thousands = len(groups[-1]) == 3 and not marked
     counted = len(set(map(len, groups))) == 1 and groups == sorted(groups)
-    if thousands or counted or set("".join(groups)) <= {"0", "1"}:
-        return False  # 12 345 678; 01 02 03 04 05; 0110 1001
+    if thousands or counted or groups[0] == "0" or set("".join(groups)) <= {"0", "1"}:
+        return False  # 12 345 678; 01 02 03 04 05; 0 - 4377846; 0110 1001
     return _grouped_as_phone(match.text)
 
 

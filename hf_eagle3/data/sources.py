@@ -167,9 +167,15 @@ def _file_rows(file: Path) -> Rows:
 
 
 def _table_rows(file: Path) -> Rows:
-    rows = _datasets().load_dataset(file.suffix[1:], data_files=str(file), split="train", streaming=True)
-    for number, row in enumerate(rows, start=1):
-        yield f"{file.name}:{number}", row
+    datasets, kind = _datasets(), file.suffix[1:]
+    try:
+        rows = datasets.load_dataset(kind, data_files=str(file), split="train", streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield f"{file.name}:{number}", row
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"{file} cannot be read as {kind} ({str(error).strip()}): mend it, or save its rows as .jsonl."
+        ) from error
 
 
 def _line_rows(file: Path) -> Rows:

@@ -51,6 +51,9 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights, order and anchors.")] = None,
     dtype: Annotated[Precision | None, typer.Option(help="Of the target.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Evaluation questions that --data must stay clear of; refused otherwise.")
+    ] = None,
     report_to: Annotated[
         list[str] | None, typer.Option(help="tensorboard, trackio, ...; give it several times for more.")
     ] = None,
@@ -79,17 +82,40 @@ def train(
         with args.main_process_first(local=False):
             clear(output_dir)
     try:
+        model, tokenizer = _target(recipe, args.device)
+        if exclude:
+            _refuse_questions(recipe.data, exclude, tokenizer)
         with _bar(shown=args.process_index == 0) as progress:
-            outcome = train_head(recipe, _target(recipe, args.device), args, progress)
+            outcome = train_head(recipe, model, args, progress)
     except FloatingPointError as error:  # what a user can mend is told in a sentence
         raise ValueError(str(error)) from error
     if args.process_index == 0:
         _tell(outcome, recipe, output_dir)
 
 
-def _target(recipe: Recipe, device: Any) -> Any:
+def _target(recipe: Recipe, device: Any) -> tuple[Any, Any]:
+    """The target and its tokenizer."""
     dtype = None if recipe.dtype is None else Precision(recipe.dtype)
-    return load_pair(recipe.target, None, dtype, str(device), drafting=False)[0]
+    model, tokenizer, _ = load_pair(recipe.target, None, dtype, str(device), drafting=False)
+    return model, tokenizer
+
+
+def _refuse_questions(data: str, exclude: list[str], tokenizer: Any) -> None:
+    """Refuse to train on conversations that share an n-gram of words with evaluation questions."""
+    from ..data.overlap import Overlap, find_overlaps
+    from ..data.store import load_dataset
+
+    overlap = Overlap.from_questions(exclude)
+    rows = load_dataset(data)["train"]
+    found = find_overlaps((str(tokenizer.decode(row["input_ids"])) for row in rows), overlap)
+    if found:
+        number, file = found[0]
+        raise ValueError(
+            f"{len(found)} of the {len(rows)} conversations in {data} share {overlap.n} words in a row with an "
+            f"evaluation question, conversation {number} with one of {file}: write the data with the same --exclude, "
+            "which leaves them out."
+        )
+    typer.echo(f"none of {len(rows)} conversations shares {overlap.n} words in a row with the excluded questions")
 
 
 def _tell(outcome: Outcome, recipe: Recipe, output_dir: Path) -> None:

@@ -116,8 +116,9 @@ class Eagle3Trainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
         """Supervised rows of each step in the whole update, float32 `[steps]`, over all processes."""
         steps = self.steps_now()
-        counts = sum((self.objective.counts(batch, steps).to(device) for batch in batch_samples), torch.zeros(steps))
-        counts = counts.to(device)
+        counts = torch.zeros(steps, device=device)
+        for batch in batch_samples:
+            counts += self.objective.counts(batch, steps).to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts[None]).sum(0)
         return counts

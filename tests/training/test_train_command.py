@@ -198,3 +198,16 @@ def test_what_does_not_fit_is_refused(run: Run, changes: dict[str, Any], told: s
     refused = run("out", expect=1, **changes).exception
     assert isinstance(refused, (ValueError, OSError))
     assert told in str(refused)
+
+
+def test_data_that_holds_evaluation_questions_is_refused(
+    run: Run, tokenizer: PreTrainedTokenizerFast, target: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    words = tokenizer.decode(own_rows(target)[7]["input_ids"][:10])
+    (tmp_path / "held.txt").write_text(f"Please, {words} now\n")
+    refused = run("out", "--exclude", str(tmp_path / "held.txt"), expect=1)
+    assert "share 8 words in a row with an evaluation question" in str(refused.exception)
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    (tmp_path / "other.txt").write_text("nothing of what the small target ever said to anybody\n")
+    told = run("out", "--exclude", str(tmp_path / "other.txt")).output
+    assert "none of 20 conversations shares 8 words in a row" in told
