@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-
 class Precision(str, Enum):
     """The dtypes that a command can load a pair in; `auto` is the checkpoint's own."""
 
@@ -78,9 +77,17 @@ def generate(
 
 def evaluate(
     questions: Annotated[
-        list[str], typer.Option(help="A folder of .jsonl files, one object with `turns` a line; or a Hub data set.")
+        list[str],
+        typer.Option(
+            help="A folder of .jsonl files (one object with `turns` a line), such a file, or a data set as in "
+            "openai/gsm8k/main:test; give it several times for more."
+        ),
     ],
-    files: Annotated[list[str] | None, typer.Option(help="Only this file; give it several times for more.")] = None,
+    files: Annotated[
+        list[str] | None, typer.Option(help="Of a folder only this file; give it several times for more.")
+    ] = None,
+    questions_split: Annotated[str | None, typer.Option(help="Of data sets; that of the usual ones is known.")] = None,
+    questions_column: Annotated[str | None, typer.Option(help="Of data sets, what is asked; likewise.")] = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="Compare tokens in float32, all questions.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each file [10; --lossless: all].")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="[128; --lossless: 64]")] = None,
@@ -88,6 +95,7 @@ def evaluate(
     shares: Annotated[bool, typer.Option("--shares/--no-shares", help="Measure where the time goes, apart.")] = True,
     json: Annotated[Path | None, typer.Option(help="Write the figures and their provenance here.")] = None,
     figures: Annotated[Path | None, typer.Option(help="Draw the figures into this folder, as SVG.")] = None,
+    label: Annotated[str | None, typer.Option(help="What figures call this head; else its name.")] = None,
     target: Target = None,
     head: Head = None,
     temperature: Annotated[
@@ -102,28 +110,37 @@ def evaluate(
 ) -> None:
     """Measures acceptance length and the wall-clock ratio to plain generate, file by file; or checks the tokens.
 
-    Every question is answered plain and drafted, one right after the other, in turns. The embedded pair is loaded in
-    bfloat16, with --lossless in float32. Acceptance by position is that of the tree's levels; --tree-top-k 1 drafts
-    the papers' chain. Ends with status 1 if a drafted answer differs from the plain one by more than rounding.
+    Every question is answered plain and drafted, one right after the other, in turns; above temperature 0 both draw
+    from all of the target's distribution, without top-k or top-p. The embedded pair is loaded in bfloat16, with
+    --lossless in float32. Acceptance by position is that of the tree's levels; --tree-top-k 1 drafts the papers'
+    chain. Shares of time count the prompt's forward as the target's. Ends with status 1 if a drafted answer differs
+    from the plain one by more than rounding.
     """
     from rich.console import Console
 
+    from .figures import check_drawing
     from .measurement import Measurement
-    from .questions import gather_questions
-    from .timing import Settings
+    from .question_sources import gather_questions
+    from .timing import WHOLE_DISTRIBUTION, Settings
 
-    temperatures = temperature or [0.0]
+    temperatures = list(dict.fromkeys(temperature or [0.0]))
     if lossless and any(temperatures):
         raise ValueError(f"--lossless compares tokens and needs temperature 0, not {max(temperatures)}.")
-    asked = gather_questions(questions, files, limit if limit or lossless else 10)
+    if figures is not None:
+        check_drawing()
     length = max_new_tokens or (64 if lossless else 128)
     knobs = _tree(num_assistant_tokens, tree_depth, tree_top_k)
+    # All of them before anything is measured: a wrong one is told at once.
+    settings = [Settings(length, each, seed, knobs, WHOLE_DISTRIBUTION) for each in temperatures]
+    asked = gather_questions(
+        questions, files, limit if limit or lossless else 10, questions_split, questions_column
+    )
     precision = dtype or (Precision.float32 if lossless else None)
     pair = load_pair(target, head, precision, device, drafting=True)
     console = Console()
-    measurement = Measurement(pair, asked, console, lookup=lookup, shares=shares and not lossless)
-    for each in temperatures:
-        measurement.run(Settings(length, each, seed, knobs), lossless)
+    measurement = Measurement(pair, asked, console, lookup, shares and not lossless, label)
+    for each in settings:
+        measurement.run(each, lossless)
     measurement.write(json, figures)
     if measurement.wrong:
         raise typer.Exit(1)
@@ -131,12 +148,16 @@ def evaluate(
 
 def redraw(
     records: Annotated[
-        list[str], typer.Argument(metavar="RECORD...", help="JSON of `eval`, or a trained head's folder.")
+        list[str], typer.Argument(metavar="RECORD...", help="JSON of `eval`, or the folder of a trained head.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the SVG files.")] = Path("figures"),
 ) -> None:
-    """Draws the figures of records that are there, without running anything."""
-    from .figures import draw_all, read_records
+    """Draws the figures of records that are there, without running anything.
+
+    Records of one label that were trained on different numbers of tokens make one line against training tokens.
+    """
+    from .figures import draw_all
+    from .records import read_records
 
     for path in draw_all(read_records(records), out):
         typer.echo(str(path))

@@ -1,144 +1,181 @@
 """Figures of an evaluation, as SVG files that come out the same each time: no dates, no random names.
 
-Drawn from the JSON records alone, so that they can be made again without running anything.
+Drawn from records alone, so that they can be made again without running anything. Lines differ in colour, in marker
+and in dashes, so that they can be told apart by everybody and on paper.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-# Told apart by colour, by marker and by grey level.
-_COLOURS = ("#0b3c5d", "#d95f02", "#1b9e77", "#7570b3", "#a6761d", "#e7298a", "#666666")
+from .records import (
+    FEWEST_VERIFICATIONS,
+    Record,
+    Series,
+    position_series,
+    rows_at,
+    temperatures,
+    training_series,
+)
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; the row of all files together is black.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES = ("-", "--", "-.", ":")
+_STYLE: Any = {
+    "svg.hashsalt": "hf-eagle3",
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+}
 
 
-def draw_all(records: Sequence[Mapping[str, Any]], folder: str | Path) -> list[Path]:
+def draw_all(records: Sequence[Record], folder: str | Path) -> list[Path]:
     """Every figure that `records` have the numbers for: acceptance by position, ratio by task, acceptance against
-    training tokens. Records are `eval`'s JSON or a head's `training.json`.
+    training tokens. For the records, see [`records.read_records`]; only where there are several need they have labels.
 
     Raises:
         ValueError: if the records have nothing to draw.
+        ImportError: if matplotlib is not installed.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    evaluated = [record for record in records if record.get("files")]
-    for record in evaluated:
-        own = f"{record['label']}-" if len(evaluated) > 1 else ""
-        for temperature in sorted({row["temperature"] for row in record["files"]}):
-            rows = [row for row in record["files"] if row["temperature"] == temperature]
-            ending = f"temperature-{temperature:g}.svg"
-            if any(row["acceptance_rates"] for row in rows):
-                drawn.append(_positions(rows, temperature, folder / f"{own}acceptance-by-position-{ending}"))
-            drawn.append(_ratios(rows, temperature, folder / f"{own}ratio-by-task-{ending}"))
-    curves = {str(record.get("label", f"run {n}")): record for n, record in enumerate(records) if _measured(record)}
-    if curves:
-        drawn.append(_training(curves, folder / "acceptance-by-training-tokens.svg"))
+    drawn: list[Path] = []
+    with _style():
+        evaluated = [record for record in records if record.get("files")]
+        for prefix, record in zip(_prefixes(evaluated), evaluated, strict=True):
+            for temperature in temperatures(record):
+                rows, ending = rows_at(record, temperature), f"temperature-{temperature:g}.svg"
+                if lines := position_series(rows):
+                    path = folder / f"{prefix}acceptance-by-position-{ending}"
+                    drawn.append(_write(_positions(lines, temperature), path))
+                drawn.append(_write(_ratios(rows, temperature), folder / f"{prefix}ratio-by-task-{ending}"))
+        for unit in ("tokens", "steps"):
+            if lines := training_series(records, unit):
+                drawn.append(_write(_training(lines, unit), folder / f"acceptance-by-training-{unit}.svg"))
     if not drawn:
         raise ValueError("The records hold neither files of questions nor measurements of a training run.")
     return drawn
 
 
-def read_records(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """The JSON records at `paths`; each is labelled by its file's or its head's name unless it has a `label`.
+def check_drawing() -> None:
+    """Find out whether figures can be drawn, before anything else is done.
 
     Raises:
-        OSError: if one cannot be read.
-        ValueError: if one is no record.
+        ImportError: if matplotlib is not installed.
     """
-    records = []
-    for path in map(Path, paths):
-        file = path / "training.json" if path.is_dir() else path
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} is not JSON ({error.msg}): give what `hf-eagle3 eval --json` wrote.") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{file} holds no record: give what `hf-eagle3 eval --json` or `train` wrote.")
-        name = file.parent.name if file.name == "training.json" else file.stem
-        records.append({"label": name, **record})
-    return records
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError("Figures need matplotlib: run `pip install 'hf-eagle3[eval]'`.") from error
 
 
-def _measured(record: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """Tokens trained on and acceptance length, where a training run noted both."""
-    return [
-        (entry["num_input_tokens_seen"], entry["eval_acceptance_length"])
-        for entry in record.get("history", [])
-        if "eval_acceptance_length" in entry and "num_input_tokens_seen" in entry
-    ]
+def _prefixes(evaluated: Sequence[Record]) -> list[str]:
+    """What the names of each record's figures begin with: nothing for a single one, else its label, made unique."""
+    if len(evaluated) < 2:
+        return [""] * len(evaluated)
+    taken: list[str] = []
+    for record in evaluated:
+        label = re.sub(r"[^\w.-]+", "-", str(record["label"])).strip(".-") or "evaluation"
+        names = (f"{label}-" if number == 1 else f"{label}-{number}-" for number in count(1))
+        taken.append(next(name for name in names if name not in taken))
+    return taken
 
 
-def _positions(rows: Sequence[Mapping[str, Any]], temperature: float, path: Path) -> Path:
-    figure, axes = _canvas(f"Accepted drafts by position, temperature {temperature:g}")
-    for number, row in enumerate(row for row in rows if row.get("acceptance_rates")):
-        rates = row["acceptance_rates"]
-        whole = row["name"] == "all"
-        axes.plot(
-            range(len(rates)), rates, label=row["name"], marker=_MARKERS[number % len(_MARKERS)],
-            color="black" if whole else _COLOURS[number % len(_COLOURS)], linewidth=2.5 if whole else 1.5,
-        )  # fmt: skip
-    axes.set_xlabel("position n: drafts accepted before")
-    axes.set_ylabel("n-alpha: share accepted")
+def _positions(lines: Sequence[Series], temperature: float) -> Any:
+    figure, axes = _canvas(f"Drafts accepted, by position, at temperature {temperature:g}")
+    _plot(axes, lines)
+    axes.set_xlabel(f"position n, where {FEWEST_VERIFICATIONS} verifications or more tell of it")
+    axes.set_ylabel("n-alpha: share accepted after n others")
     axes.set_ylim(0, 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, ncols=2)
-    return _write(figure, path)
+    return figure
 
 
-def _ratios(rows: Sequence[Mapping[str, Any]], temperature: float, path: Path) -> Path:
-    figure, axes = _canvas(f"Tokens per second over plain generate, temperature {temperature:g}")
-    names = [row["name"] for row in rows]
-    ratios = [row["ratio"] for row in rows]
-    spread = [
-        [max(row["ratio"] - row["low"], 0) for row in rows],
-        [max(row["high"] - row["ratio"], 0) for row in rows],
-    ]
+def _ratios(rows: Sequence[Record], temperature: float) -> Any:
     lookup = any(row.get("lookup_ratio") is not None for row in rows)
-    shift = 0.2 if lookup else 0.0
-    places = [place - shift for place in range(len(names))]
-    axes.bar(places, ratios, width=0.38, yerr=spread, capsize=3, color=_COLOURS[0], label="with the head")
+    thickness = 0.38 if lookup else 0.6
+    shift = thickness / 2 if lookup else 0.0
+    title = f"Speed, times plain generate, at temperature {temperature:g}"
+    figure, axes = _canvas(title, height=1.2 + len(rows) * (0.55 if lookup else 0.38), grid="x")
+    below = [max(row["ratio"] - row["low"], 0) for row in rows]
+    above = [max(row["high"] - row["ratio"], 0) for row in rows]
+    places = [place - shift for place in range(len(rows))]
+    axes.barh(
+        places, [row["ratio"] for row in rows], thickness, xerr=[below, above], capsize=3, color=_COLOURS[0],
+        error_kw={"elinewidth": 1.2}, label="with the head",
+    )  # fmt: skip
     if lookup:
-        others = [row.get("lookup_ratio") or 0 for row in rows]
-        places = [place + shift for place in range(len(names))]
-        axes.bar(places, others, width=0.38, color="#b8c4cc", edgecolor="#555555", label="prompt lookup")
-        axes.legend(frameon=False)
-    axes.axhline(1.0, color="#333333", linewidth=1, linestyle="--")
-    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
-    axes.set_ylabel("ratio (median, quartiles)")
-    return _write(figure, path)
+        measured = [(n + shift, row["lookup_ratio"]) for n, row in enumerate(rows) if row.get("lookup_ratio")]
+        places, ratios = [place for place, _ in measured], [ratio for _, ratio in measured]
+        axes.barh(places, ratios, thickness, color="#c9d6de", edgecolor="#555555", label="prompt lookup")
+        figure.legend(loc="outside lower center", ncols=2)
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("median of the questions, and quartiles; 1: plain generate")
+    return figure
 
 
-def _training(curves: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
-    figure, axes = _canvas("Acceptance length on held-out prompts while training")
-    for number, (label, record) in enumerate(curves.items()):
-        tokens, lengths = zip(*_measured(record), strict=True)
-        marker, colour = _MARKERS[number % len(_MARKERS)], _COLOURS[number % len(_COLOURS)]
-        axes.plot(tokens, lengths, marker=marker, color=colour, label=label)
-    axes.set_xlabel("tokens trained on, repeats included")
+def _training(lines: Sequence[Series], unit: str) -> Any:
+    figure, axes = _canvas("Acceptance length against training")
+    _plot(axes, lines)
+    axes.set_xlabel("tokens trained on, repeats included" if unit == "tokens" else "steps trained")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylabel("acceptance length (bonus included)")
-    axes.legend(frameon=False)
-    return _write(figure, path)
+    return figure
 
 
-def _canvas(title: str) -> tuple[Any, Any]:
+def _plot(axes: Any, lines: Sequence[Series]) -> None:
+    for number, line in enumerate(lines):
+        whole = line.name == "all"
+        axes.plot(
+            line.x, line.y, label=line.name, marker=_MARKERS[number % len(_MARKERS)], markersize=5,
+            linestyle="-" if whole else _DASHES[number % len(_DASHES)], linewidth=2.2 if whole else 1.4,
+            color="black" if whole else _COLOURS[number % len(_COLOURS)], clip_on=False,
+        )  # fmt: skip
+    axes.figure.legend(loc="outside lower center", ncols=min(len(lines), 3))
+
+
+def _canvas(title: str, height: float = 4.0, grid: Literal["x", "y"] = "y") -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7.5, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.set_title(title)
+    axes.grid(axis=grid)
     return figure, axes
 
 
-def _write(figure: Any, path: Path) -> Path:
+@contextmanager
+def _style() -> Iterator[None]:
+    """Our style over matplotlib's own defaults, whatever the user's configuration says."""
+    check_drawing()
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": "hf-eagle3", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def _write(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(unfinished, format="svg", metadata={"Date": None})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,13 @@ from rich.progress import Progress
 from ..pairing import tree_shape
 from . import figures, report
 from .questions import Question, encode_chat
-from .shares import Shares, measure_shares
+from .records import head_name, trained_tokens
+from .shares import Spent, measure_time
 from .speed import Speed, Trial, measure, summarise
 from .timing import Settings
+
+# Of each file so many questions are answered once more to see where the time goes.
+SHARED_QUESTIONS = 3
 
 
 class Measurement:
@@ -25,6 +31,7 @@ class Measurement:
         asked: the questions of each file.
         lookup: whether prompt lookup is timed too.
         shares: whether it is measured, apart, where the time goes.
+        label: what the record is called; the head's name if not given.
     """
 
     def __init__(
@@ -34,9 +41,13 @@ class Measurement:
         console: Console,
         lookup: bool = False,
         shares: bool = True,
+        label: str | None = None,
     ) -> None:
         self.pair, self.asked, self.console, self.lookup, self.shares = pair, asked, console, lookup, shares
+        head = pair[2].name_or_path
+        self.label, self.training_tokens = label or head_name(head), trained_tokens(head)
         self.rows: list[Speed] = []
+        self.means: list[dict[str, float]] = []
         self.answers: list[dict[str, Any]] = []
         self.settings: list[Settings] = []
         self.wrong = False
@@ -45,8 +56,13 @@ class Measurement:
         """Measure and show one temperature."""
         trials = self._trials(settings)
         rows = self._summarise(trials, settings)
-        (_show_agreement if lossless else _show_speed)(trials, rows, self.console)
+        means = _means(rows[:-1])
+        if lossless:
+            _show_agreement(trials, rows, self.console)
+        else:
+            _show_speed(trials, rows, means, self.console)
         self.rows += rows
+        self.means.append(means)
         self.answers += [{"temperature": settings.temperature, **report.trial_record(trial)} for trial in trials]
         self.settings.append(settings)
         self.wrong |= any(trial.verdict is not None and not trial.verdict.lossless for trial in trials)
@@ -56,15 +72,37 @@ class Measurement:
         model = self.pair[0]
         where = f"{report.cpu_model()}, {model.device}, {str(model.dtype).removeprefix('torch.')}"
         self.console.print(where, highlight=False)
-        asked = {**dataclasses.asdict(self.settings[0]), "dtype": str(model.dtype), "device": str(model.device)}
-        asked["temperature"] = [settings.temperature for settings in self.settings]
-        files = [dataclasses.asdict(row) for row in self.rows]
-        record = {"provenance": report.provenance(asked), "files": files, "questions": self.answers}
+        record = self._record()
         if json is not None:
             report.write_json(json, record)
         if folder is not None:
             for path in figures.draw_all([record], folder):
                 self.console.print(str(path), highlight=False)
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "training_tokens": self.training_tokens,
+            "provenance": report.provenance(self._asked_for()),
+            "files": [dataclasses.asdict(row) for row in self.rows],
+            "means": self.means,
+            "questions": self.answers,
+        }
+
+    def _asked_for(self) -> dict[str, Any]:
+        """Every setting that the figures depend on, those that were left to the pair and its device included."""
+        model, _, head = self.pair
+        settings = self.settings[0]
+        return {
+            **dataclasses.asdict(settings),
+            "tree": dataclasses.asdict(tree_shape(model, head, dict(settings.tree), None)),
+            "temperature": [each.temperature for each in self.settings],
+            "target": model.name_or_path,
+            "head": head.name_or_path,
+            "generation_config": model.generation_config.to_diff_dict(),
+            "dtype": str(model.dtype),
+            "device": str(model.device),
+        }
 
     def _trials(self, settings: Settings) -> list[Trial]:
         model, tokenizer, head = self.pair
@@ -76,42 +114,55 @@ class Measurement:
             )
 
     def _summarise(self, trials: list[Trial], settings: Settings) -> list[Speed]:
-        model, _, head = self.pair
-        depth = tree_shape(model, head, dict(settings.tree), None).tree_depth
-        rows = []
-        for name in self.asked:
+        rows: list[Speed] = []
+        spent = Spent()
+        for name, questions in self.asked.items():
             own = [trial for trial in trials if trial.question.file == name]
-            rows.append(summarise(name, own, settings, depth, self._shares(self.asked[name][:1], settings)))
-        first = [of_file[0] for of_file in self.asked.values() if of_file]
-        rows.append(summarise("all", trials, settings, depth, self._shares(first, settings)))
+            shares = None
+            if self.shares:
+                of_file = self._time(questions[:SHARED_QUESTIONS], settings)
+                spent, shares = spent + of_file, of_file.shares
+            rows.append(summarise(name, own, settings.temperature, shares))
+        rows.append(summarise("all", trials, settings.temperature, spent.shares if self.shares else None))
         return rows
 
-    def _shares(self, questions: list[Question], settings: Settings) -> Shares | None:
-        if not self.shares:
-            return None
+    def _time(self, questions: Sequence[Question], settings: Settings) -> Spent:
         model, tokenizer, head = self.pair
         prompts = [encode_chat(tokenizer, question.text, model.device) for question in questions]
-        return measure_shares(model, head, prompts, settings)
+        return measure_time(model, head, prompts, settings)
 
 
-def _show_speed(trials: list[Trial], rows: list[Speed], console: Console) -> None:
+def _means(rows: Sequence[Speed]) -> dict[str, float]:
+    """Over the files, each of which weighs the same however many questions it has."""
+    names = ("acceptance_length", "ratio", "tokens_per_second", "plain_tokens_per_second")
+    means = {name: statistics.fmean(getattr(row, name) for row in rows) for name in names}
+    return {"temperature": rows[0].temperature, **means}
+
+
+def _show_speed(trials: list[Trial], rows: list[Speed], means: dict[str, float], console: Console) -> None:
     console.print(f"temperature {rows[0].temperature:g}", style="bold")
     console.print(report.speed_table(rows))
     if any(row.acceptance_rates for row in rows):
         console.print(report.positions_table(rows))
-    ratios = [row.ratio for row in rows[:-1]]
-    mean, length = (sum(values) / len(values) for values in (ratios, [row.acceptance_length for row in rows[:-1]]))
+    _show_differences(trials, console)
+    lowest = min(row.ratio for row in rows[:-1])
     console.print(
-        f"mean of the files' ratios {mean:.2f}, lowest {min(ratios):.2f}; of their acceptance lengths {length:.2f}",
-        highlight=False,
-    )
+        f"mean of the files' ratios {means['ratio']:.2f}, lowest {lowest:.2f}; of their acceptance lengths "
+        f"{means['acceptance_length']:.2f} (bonus included)",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _show_agreement(trials: list[Trial], rows: list[Speed], console: Console) -> None:
+    _show_differences(trials, console)
+    verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
+    line = report.lossless_line(verdicts, rows[-1].acceptance_length)
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def _show_differences(trials: list[Trial], console: Console) -> None:
+    """Where the drafted answer parts from the plain one, and by how much the two tokens' logits differ there."""
     for trial in trials:
         if trial.verdict is not None and not trial.verdict.identical:
             line = f"{trial.question.file} {trial.question.name}: {trial.verdict}"
             console.print(line, highlight=False, soft_wrap=True)
-    verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
-    line = report.lossless_line(verdicts, rows[-1].acceptance_length)
-    console.print(line, highlight=False, soft_wrap=True)

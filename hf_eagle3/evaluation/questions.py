@@ -6,7 +6,7 @@ This module knows nothing of heads or of time.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,72 +46,23 @@ def read_questions(
     missing = [name for name in wanted if name not in there]
     if missing:
         raise OSError(f"No question file {missing[0]}.jsonl in {folder}; there are {', '.join(there)}.")
-    return {name: _read_file(there[name], limit) for name in wanted}
+    return {name: read_question_file(there[name], limit) for name in wanted}
 
 
-# Hub data sets that heads are usually measured on: configuration, split, and the column that holds the question.
-HUB_SETS: dict[str, tuple[str | None, str, str]] = {
-    "tatsu-lab/alpaca": (None, "train", "instruction"),
-    "openai/gsm8k": ("main", "test", "question"),
-    "openai/openai_humaneval": (None, "test", "prompt"),
-    "HuggingFaceH4/mt_bench_prompts": (None, "train", "prompt"),
-    "google-research-datasets/natural_questions": ("default", "validation", "question"),
-    "abisee/cnn_dailymail": ("3.0.0", "test", "article"),
-}
-_COLUMNS = ("turns", "prompt", "question", "instruction", "text")
-
-
-def gather_questions(
-    sources: Sequence[str], files: Sequence[str] | None = None, limit: int | None = None
-) -> dict[str, list[Question]]:
-    """The questions of folders, of single `.jsonl` files, and of Hub data sets by name (as `name`, or `name:split`).
+def read_question_file(path: Path, limit: int | None = None) -> list[Question]:
+    """The questions of one `.jsonl` file, at most `limit` of them.
 
     Raises:
-        OSError, ValueError: as `read_questions` does, and for a Hub data set that cannot be had or asks nothing.
+        OSError, ValueError: as [`read_questions`] does.
     """
-    asked: dict[str, list[Question]] = {}
-    for source in sources:
-        path = Path(source)
-        if path.suffix == ".jsonl" and path.is_file():
-            asked[path.stem] = _read_file(path, limit)
-        elif path.is_dir() or source.startswith((".", "/", "~")) or source.partition(":")[0].count("/") != 1:
-            asked |= read_questions(path, files, limit)
-        else:
-            asked[source] = _read_hub(source, limit)
-    return asked
-
-
-def _read_hub(source: str, limit: int | None) -> list[Question]:
-    """The first questions of a Hub data set, in its order, without fetching the rest."""
-    from datasets import load_dataset
-
-    name, _, split = source.partition(":")
-    config, usual, column = HUB_SETS.get(name, (None, "test", ""))
-    try:
-        rows: Any = load_dataset(name, config, split=split or usual, streaming=True)
-        questions: list[Question] = []
-        for number, row in enumerate(rows):
+    questions: list[Question] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
             if limit is not None and len(questions) >= limit:
                 break
-            questions.append(Question(source, str(row.get("question_id", number)), _asked(row, column, source)))
-    except (OSError, ConnectionError) as error:
-        raise OSError(
-            f"{name} is neither a folder here nor a Hub data set that can be had ({error}): give a folder of .jsonl "
-            "files, or the name of a data set, with its split as in openai/gsm8k:test."
-        ) from error
+            if line.strip():
+                questions.append(_parse(line, path, number))
     return questions
-
-
-def _asked(row: Mapping[str, Any], column: str, source: str) -> str:
-    for name in (column, *_COLUMNS):
-        value: Any = row.get(name)
-        if isinstance(value, dict):  # natural questions: {"text": ...}
-            value = value.get("text")
-        if isinstance(value, list) and value:
-            value = value[0]
-        if isinstance(value, str) and value.strip():
-            return value
-    raise ValueError(f"A row of {source} holds no question: a column {', '.join(_COLUMNS)} is needed.")
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, text: str, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -128,17 +79,6 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, text: str, device: torch.dev
     else:
         encoded = tokenizer(text, return_tensors="pt")
     return {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
-
-
-def _read_file(path: Path, limit: int | None) -> list[Question]:
-    questions: list[Question] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if limit is not None and len(questions) >= limit:
-                break
-            if line.strip():
-                questions.append(_parse(line, path, number))
-    return questions
 
 
 def _parse(line: str, path: Path, number: int) -> Question:

@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 
 from .lossless import Verdict
+from .records import FEWEST_VERIFICATIONS
 from .speed import Speed, Trial
 from .sweep import Entry
 
@@ -26,13 +27,17 @@ _PACKAGES = ("hf-eagle3", "torch", "transformers", "accelerate")
 def speed_table(rows: Sequence[Speed]) -> Table:
     """One row a file; the prompt-lookup column is there when it was measured."""
     lookup = any(row.lookup_ratio is not None for row in rows)
-    caption = "acceptance length: tokens per verification, bonus included; ratio: tokens/s over plain generate's"
+    caption = (
+        "acceptance length: tokens per verification, bonus included; ratio: tokens/s over plain generate's, median of "
+        "the questions; tokens/s: with the head, plain"
+    )
     table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("file")
     for heading in ("questions", "acceptance\nlength", "ratio", "quartiles", "of totals"):
         table.add_column(heading, justify="right")
     if lookup:
         table.add_column("prompt\nlookup", justify="right")
+    table.add_column("tokens/s", justify="right")
     table.add_column("identical\n+ near ties", justify="right")
     for row in rows:
         table.add_row(*_cells(row, lookup), end_section=row is rows[-2] if len(rows) > 1 else False)
@@ -41,18 +46,26 @@ def speed_table(rows: Sequence[Speed]) -> Table:
 
 def positions_table(rows: Sequence[Speed]) -> Table:
     """One row a file, one column a position: the share of drafts accepted there, and where the time went."""
-    caption = "n-alpha: drafts accepted at level n + 1 of the tree, of those that got so far (--tree-top-k 1: a chain)"
+    caption = (
+        "n-alpha: drafts accepted at level n + 1 of the tree, of those that got so far (--tree-top-k 1: the papers' "
+        f"chain); in brackets: fewer than {FEWEST_VERIFICATIONS} verifications tell of it"
+    )
+    timed = any(row.shares is not None for row in rows)
+    if timed:
+        caption += "; target: the prompt's forward included"
     table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("file")
     most = max(len(row.acceptance_rates) for row in rows)
     for position in range(most):
         table.add_column(f"{position}-alpha", justify="right")
-    table.add_column("time: target / draft / rest", justify="right")
+    if timed:
+        table.add_column("time: target\n/ draft / rest", justify="right")
     for row in rows:
-        rates = [f"{rate:.2f}" for rate in row.acceptance_rates] + [""] * (most - len(row.acceptance_rates))
+        rates = _rates(row) + [""] * (most - len(row.acceptance_rates))
         shares = row.shares
         parts = "" if shares is None else f"{shares.target:.0%} / {shares.draft:.0%} / {shares.rest:.0%}"
-        table.add_row(row.name, *rates, parts)
+        cells = [row.name, *rates, *([parts] if timed else [])]
+        table.add_row(*cells, end_section=row is rows[-2] if len(rows) > 1 else False)
     return table
 
 
@@ -95,6 +108,7 @@ def trial_record(trial: Trial) -> dict[str, Any]:
         "question": trial.question.name,
         "acceptance_length": trial.runs["drafted"].acceptance_length,
         "acceptance_lengths": trial.runs["drafted"].acceptance_lengths,
+        "tree_levels": trial.runs["drafted"].tree_levels,
         "runs": runs,
         "verdict": None if trial.verdict is None else asdict(trial.verdict),
     }
@@ -144,7 +158,13 @@ def _cells(row: Speed, lookup: bool) -> list[str]:
     ]
     if lookup:
         cells.append("" if row.lookup_ratio is None else f"{row.lookup_ratio:.2f}")
-    return [*cells, _agreement(row)]
+    return [*cells, f"{row.tokens_per_second:.1f}, {row.plain_tokens_per_second:.1f}", _agreement(row)]
+
+
+def _rates(row: Speed) -> list[str]:
+    """The rates of a row; what hardly any verification tells of stands in brackets."""
+    told = zip(row.acceptance_rates, row.acceptance_counts, strict=True)
+    return [f"{rate:.2f}" if asked >= FEWEST_VERIFICATIONS else f"({rate:.2f})" for rate, (_, asked) in told]
 
 
 def _agreement(row: Speed) -> str:

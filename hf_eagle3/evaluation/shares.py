@@ -1,13 +1,13 @@
 """Where the time of drafted decoding goes: the target's forwards, drafting, and the rest.
 
-Measured in runs of their own, in which the device is waited for at every border: such a run is slower than it should
+Measured in runs of their own, in which the devices are waited for at every border: such a run is slower than it should
 be and is never one that a ratio is made of.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..pairing import DRAFTERS, as_head
 from .timing import Settings, run_drafted, warm_up
 
 
@@ -24,9 +25,8 @@ class Shares:
 
     Args:
         target: in forwards of the target, the prefill included.
-        draft: from the first to the last forward of the head between two of the target's, the growing of the tree
-            between them included.
-        rest: acceptance, caches, logits processors, and what `generate` does by itself.
+        draft: in the drafter: taking in the target's states, the head's forwards, growing and pruning the tree.
+        rest: tree masks, acceptance, caches, logits processors, and what `generate` does by itself.
     """
 
     target: float
@@ -34,10 +34,29 @@ class Shares:
     rest: float
 
 
-def measure_shares(
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of some runs, whole and in parts, to be added up before they become [`Shares`]."""
+
+    whole: float = 0.0
+    target: float = 0.0
+    draft: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.whole + other.whole, self.target + other.target, self.draft + other.draft)
+
+    @property
+    def shares(self) -> Shares:
+        rest = self.whole - self.target - self.draft
+        return Shares(self.target / self.whole, self.draft / self.whole, rest / self.whole)
+
+
+def measure_time(
     model: PreTrainedModel, head: PreTrainedModel, prompts: Sequence[Mapping[str, Any]], settings: Settings
-) -> Shares:
-    """The shares over answers to `prompts`, each the inputs of one `generate`.
+) -> Spent:
+    """The time that answers to `prompts` take, each the inputs of one `generate`, after a warm-up on the first one.
+
+    For as long as it runs, the head's entry among the drafters makes drafters that are watched.
 
     Raises:
         ValueError: if there is no prompt.
@@ -45,68 +64,80 @@ def measure_shares(
     if not prompts:
         raise ValueError("There is no prompt to measure the shares of time on: at least one is needed.")
     warm_up(model, head, prompts[0], settings)
-    watch = _Watch(model.device)
-    with watch.over(model, head):
+    clock = _Clock({model.device, head.device})
+    target, draft = _Watch(clock), _Watch(clock)
+    whole = 0.0
+    with _watched_target(model, target), _watched_drafters(head, draft):
         for inputs in prompts:
-            watch.begin()
-            run_drafted(model, head, inputs, settings)
-            watch.end()
-    rest = watch.whole - watch.target - watch.draft
-    return Shares(watch.target / watch.whole, watch.draft / watch.whole, rest / watch.whole)
+            whole += run_drafted(model, head, inputs, settings).seconds
+    return Spent(whole, target.seconds, draft.seconds)
+
+
+class _Clock:
+    """Seconds, told when all devices have done their work."""
+
+    def __init__(self, devices: set[torch.device]) -> None:
+        self._devices = [device for device in devices if device.type == "cuda"]
+
+    def __call__(self) -> float:
+        for device in self._devices:
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
 
 
 class _Watch:
-    """Adds up seconds: of whole runs, of the target's forwards, and of the drafting between them."""
+    """Adds up the seconds between `start` and `stop`."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.whole = self.target = self.draft = 0.0
-        self._began = self._target_began = 0.0
-        self._draft_began: float | None = None
-        self._draft_ended = 0.0
+    def __init__(self, clock: _Clock) -> None:
+        self.seconds = 0.0
+        self._clock = clock
+        self._began = 0.0
 
-    def begin(self) -> None:
-        self._began = self._now()
+    def start(self) -> None:
+        self._began = self._clock()
 
-    def end(self) -> None:
-        self._close_draft()
-        self.whole += self._now() - self._began
+    def stop(self) -> None:
+        self.seconds += self._clock() - self._began
 
-    @contextmanager
-    def over(self, model: PreTrainedModel, head: PreTrainedModel) -> Iterator[None]:
-        """Hears of every forward of target and head."""
-        hooks = [
-            model.register_forward_pre_hook(lambda *_: self._before_target()),
-            model.register_forward_hook(lambda *_: self._after_target()),
-            head.register_forward_pre_hook(lambda *_: self._before_head()),
-            head.register_forward_hook(lambda *_: self._after_head()),
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, watched."""
 
-    def _before_target(self) -> None:
-        self._close_draft()
-        self._target_began = self._now()
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.start()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.stop()
 
-    def _after_target(self) -> None:
-        self.target += self._now() - self._target_began
+        return watched
 
-    def _before_head(self) -> None:
-        if self._draft_began is None:
-            self._draft_began = self._now()
 
-    def _after_head(self) -> None:
-        self._draft_ended = self._now()
+@contextmanager
+def _watched_target(model: PreTrainedModel, watch: _Watch) -> Iterator[None]:
+    hooks = [
+        model.register_forward_pre_hook(lambda *_: watch.start()),
+        model.register_forward_hook(lambda *_: watch.stop()),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
-    def _close_draft(self) -> None:
-        if self._draft_began is not None:
-            self.draft += self._draft_ended - self._draft_began
-            self._draft_began = None
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+@contextmanager
+def _watched_drafters(head: PreTrainedModel, watch: _Watch) -> Iterator[None]:
+    """Drafters made for such heads are watched while they observe and while they draft."""
+    known = next(known for known in DRAFTERS if isinstance(as_head(head), known))
+    make = DRAFTERS[known]
+
+    def make_watched(*args: Any, **kwargs: Any) -> Any:
+        drafter: Any = make(*args, **kwargs)
+        drafter.observe, drafter.draft = watch.over(drafter.observe), watch.over(drafter.draft)
+        return drafter
+
+    DRAFTERS[known] = make_watched
+    try:
+        yield
+    finally:
+        DRAFTERS[known] = make

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .lossless import Judge, Verdict
-from .positions import acceptance_rates
+from .positions import acceptance_counts, acceptance_rates
 from .questions import Question, encode_chat
 from .shares import Shares
 from .timing import Run, Settings, run_modes, warm_up
@@ -45,8 +45,9 @@ class Speed:
         identical, near_ties, mismatches: verdicts on the answers; all zero for sampled ones.
         temperature: of the answers.
         tokens_per_second, plain_tokens_per_second: of all tokens over all seconds; only beside the machine's name.
-        acceptance_rates: 0-alpha, 1-alpha, ..., see [`positions.acceptance_rates`]; empty where the depth of the
-            trees was not told.
+        acceptance_rates: 0-alpha, 1-alpha, ..., see [`positions.acceptance_counts`].
+        acceptance_counts: what they are made of: for each position the drafts accepted, and the verifications that
+            tell of it.
         shares: where the time goes, if it was measured.
     """
 
@@ -65,6 +66,7 @@ class Speed:
     tokens_per_second: float = 0.0
     plain_tokens_per_second: float = 0.0
     acceptance_rates: list[float] = field(default_factory=list)
+    acceptance_counts: list[tuple[int, int]] = field(default_factory=list)
     shares: Shares | None = None
 
 
@@ -90,17 +92,12 @@ def measure(
 
 
 def summarise(
-    name: str,
-    trials: Sequence[Trial],
-    settings: Settings | None = None,
-    depth: int | None = None,
-    shares: Shares | None = None,
+    name: str, trials: Sequence[Trial], temperature: float = 0.0, shares: Shares | None = None
 ) -> Speed:
     """The figures of one row.
 
     Args:
-        settings: what the answers were asked for.
-        depth: levels of the draft trees; needed for the rates by position.
+        temperature: of the answers.
         shares: where the time went, measured apart.
 
     Raises:
@@ -110,9 +107,9 @@ def summarise(
         raise ValueError(f"There is no question to summarise for {name}: at least one is needed.")
     ratios = [trial.ratio() for trial in trials]
     low, high = quartiles(ratios)
-    settings = settings or Settings()
-    answers = [trial.runs["drafted"].acceptance_lengths for trial in trials]
-    lengths = [length for answer in answers for length in answer]
+    runs = [trial.runs["drafted"] for trial in trials]
+    lengths = [length for run in runs for length in run.acceptance_lengths]
+    counts = acceptance_counts(run.rounds for run in runs)
     verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
     with_lookup = [trial.ratio("lookup") for trial in trials if "lookup" in trial.runs]
     return Speed(
@@ -127,10 +124,11 @@ def summarise(
         identical=sum(verdict.identical for verdict in verdicts),
         near_ties=sum(verdict.lossless and not verdict.identical for verdict in verdicts),
         mismatches=sum(not verdict.lossless for verdict in verdicts),
-        temperature=settings.temperature,
+        temperature=temperature,
         tokens_per_second=_overall_rate(trials, "drafted"),
         plain_tokens_per_second=_overall_rate(trials, "plain"),
-        acceptance_rates=acceptance_rates(answers, depth, settings.max_new_tokens) if depth else [],
+        acceptance_rates=acceptance_rates(counts),
+        acceptance_counts=counts,
         shares=shares,
     )
 

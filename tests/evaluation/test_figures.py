@@ -1,14 +1,15 @@
-"""Figures: drawn from records alone, the same bytes each time, and holding what the records say."""
+"""Figures: drawn from records alone, and the same bytes each time."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 
-from hf_eagle3.evaluation.figures import draw_all, read_records
+from hf_eagle3.evaluation import figures
+from hf_eagle3.evaluation.figures import check_drawing, draw_all
 
 
 def record(**overrides: Any) -> dict[str, Any]:
@@ -29,40 +30,52 @@ def test_every_figure_the_records_have_numbers_for(tmp_path: Path) -> None:
         "acceptance-by-position-temperature-1.svg", "ratio-by-task-temperature-1.svg",
         "acceptance-by-training-tokens.svg",
     }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == names
     by_task = (tmp_path / "ratio-by-task-temperature-0.svg").read_text()
     assert "prompt lookup" in by_task
     assert "easy" in by_task
     assert "tokens trained on" in (tmp_path / "acceptance-by-training-tokens.svg").read_text()
 
 
-def test_the_same_bytes_again(tmp_path: Path) -> None:
-    for first, second in zip(
-        draw_all([record(), training("a")], tmp_path / "one"), draw_all([record(), training("a")], tmp_path / "two"),
-        strict=True,
-    ):  # fmt: skip
-        assert first.read_bytes() == second.read_bytes()
+def test_the_same_bytes_again_whatever_the_user_prefers(tmp_path: Path) -> None:
+    first = draw_all([record(), training("a")], tmp_path / "one")
+    with matplotlib.rc_context({"font.size": 20, "axes.grid": True, "svg.hashsalt": None}):
+        second = draw_all([record(), training("a")], tmp_path / "two")
+        assert matplotlib.rcParams["font.size"] == 20
+    assert [path.name for path in first] == [path.name for path in second]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_two_evaluations_have_files_of_their_own(tmp_path: Path) -> None:
-    names = {path.name for path in draw_all([record(), record(label="other")], tmp_path)}
-    assert len(names) == 8
-    assert "other-ratio-by-task-temperature-1.svg" in names
+def test_lookup_is_drawn_only_where_it_was_measured(tmp_path: Path) -> None:
+    rows = [{**row, "lookup_ratio": None} for row in record()["files"]]
+    draw_all([{"files": rows}], tmp_path)
+    assert "prompt lookup" not in (tmp_path / "ratio-by-task-temperature-0.svg").read_text()
 
 
-def test_records_are_read_by_file_and_by_folder(tmp_path: Path) -> None:
-    (tmp_path / "head").mkdir()
-    (tmp_path / "head" / "training.json").write_text(json.dumps({"history": []}))
-    (tmp_path / "speed.json").write_text(json.dumps(record(label="named")))
-    assert [r["label"] for r in read_records([tmp_path / "head", tmp_path / "speed.json"])] == ["head", "named"]
-
-
-@pytest.mark.parametrize("contents", ["{", "[]"])
-def test_what_is_no_record_is_refused(tmp_path: Path, contents: str) -> None:
-    (tmp_path / "x.json").write_text(contents)
-    with pytest.raises(ValueError, match="hf-eagle3 eval"):
-        read_records([tmp_path / "x.json"])
+def test_each_evaluation_has_files_of_its_own(tmp_path: Path) -> None:
+    three = [record(), record(), record(label="some/other head")]
+    names = {path.name for path in draw_all(three, tmp_path)}
+    assert len(names) == 12
+    for prefix in ("mine-", "mine-2-", "some-other-head-"):
+        assert f"{prefix}ratio-by-task-temperature-1.svg" in names
 
 
 def test_nothing_to_draw_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither files of questions"):
         draw_all([{"label": "x", "history": []}], tmp_path)
+
+
+def test_a_figure_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path, *_) = draw_all([training("a")], tmp_path)
+    before = path.read_bytes()
+    monkeypatch.setattr(figures.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        draw_all([training("b")], tmp_path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"hf-eagle3\[eval\]"):
+        check_drawing()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from hf_eagle3.evaluation.questions import encode_chat, gather_questions, read_questions
+from hf_eagle3.evaluation.questions import encode_chat, read_questions
 
 
 @pytest.fixture
@@ -56,42 +56,3 @@ def test_prompt_is_the_chat_template_or_the_text_itself(pair_folders) -> None:
     assert inputs["attention_mask"].tolist() == [[1] * 5]
     tokenizer.chat_template = None
     assert tokenizer.convert_ids_to_tokens(encode_chat(tokenizer, "w1 w2")["input_ids"][0]) == ["w1", "w2"]
-
-
-def test_several_sources(folder: Path) -> None:
-    asked = gather_questions([str(folder / "hard.jsonl"), str(folder)], limit=2)
-    assert {name: len(questions) for name, questions in asked.items()} == {"hard": 2, "easy": 2}
-
-
-@pytest.mark.parametrize(
-    ("name", "column", "row"),
-    [
-        ("openai/gsm8k", "question", {"question": "How many?", "answer": "7"}),
-        ("tatsu-lab/alpaca:train", "instruction", {"instruction": "How many?", "text": "Below is"}),
-        ("HuggingFaceH4/mt_bench_prompts", "prompt", {"prompt": ["How many?", "And now?"], "category": "math"}),
-        ("someone/questions", "prompt", {"question": {"text": "How many?"}}),
-    ],
-)
-def test_hub_data_sets_by_name(monkeypatch: pytest.MonkeyPatch, name: str, column: str, row: dict) -> None:
-    wanted = []
-
-    def hub(name: str, config: str | None, split: str, streaming: bool) -> list[dict]:
-        wanted.append((name, config, split, streaming))
-        return [row] * 5
-
-    monkeypatch.setattr("datasets.load_dataset", hub)
-    asked = gather_questions([name], limit=3)
-    assert [question.text for question in asked[name]] == ["How many?"] * 3
-    ((called, config, split, streaming),) = wanted
-    assert called == name.split(":")[0]
-    assert config == ("main" if "gsm8k" in name else None)
-    assert split == ("train" if "alpaca" in name or "mt_bench" in name else "test")
-    assert streaming
-
-
-def test_a_data_set_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OSError, match="neither a folder here nor a Hub data set"):
-        gather_questions(["someone/nothing-of-the-kind"])
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [{"label": 3}])
-    with pytest.raises(ValueError, match="holds no question"):
-        gather_questions(["someone/labels"])

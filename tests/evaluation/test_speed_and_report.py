@@ -12,15 +12,18 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from hf_eagle3.evaluation import report
 from hf_eagle3.evaluation.lossless import Verdict
 from hf_eagle3.evaluation.questions import Question
+from hf_eagle3.evaluation.shares import Shares
 from hf_eagle3.evaluation.speed import Trial, measure, summarise
 from hf_eagle3.evaluation.timing import Run, Settings
 
 
 def trial(plain: float, drafted: float, lengths: list[int], verdict: Verdict | None = None, tokens: int = 10) -> Trial:
-    """A trial of `tokens` tokens that took so many seconds each way."""
+    """A trial of `tokens` tokens that took so many seconds each way; its verifications of trees of three levels end it
+    with their bonus token, once the rest was verified one by one."""
+    lengths = [*lengths, *([1] * (tokens - 1 - sum(lengths)))]
     runs = {
         "plain": Run([5] * tokens, plain, tokens),
-        "drafted": Run([5] * tokens, drafted, 1 + len(lengths), lengths),
+        "drafted": Run([5] * tokens, drafted, 1 + len(lengths), lengths, [3] * len(lengths)),
     }
     return Trial(Question("easy", "1", "w1"), runs, verdict)
 
@@ -29,12 +32,17 @@ def test_summary_of_known_trials() -> None:
     same = Verdict(identical=True)
     tie = Verdict(identical=False, position=3, gap=0.1, tolerance=0.5)
     wrong = Verdict(identical=False, position=3, gap=9.0, tolerance=0.5)
-    trials = [trial(4, 2, [3, 1], same), trial(3, 3, [2], tie), trial(6, 2, [1, 1, 4], wrong, tokens=30)]
-    row = summarise("easy", trials)
+    trials = [
+        trial(4, 2, [3, 1], same, tokens=5), trial(3, 3, [2], tie, tokens=3), trial(6, 2, [1, 1, 4], wrong, tokens=7),
+    ]  # fmt: skip
+    row = summarise("easy", trials, 0.0)
     assert (row.questions, row.identical, row.near_ties, row.mismatches) == (3, 1, 1, 1)
     assert row.acceptance_length == pytest.approx(12 / 6)
     assert (row.ratio, row.low, row.high) == pytest.approx((2.0, 1.5, 2.5))
-    assert row.total_ratio == pytest.approx((50 / 7) / (50 / 13))
+    assert (row.tokens_per_second, row.plain_tokens_per_second) == pytest.approx((15 / 7, 15 / 13))
+    assert row.total_ratio == pytest.approx((15 / 7) / (15 / 13))
+    assert row.acceptance_counts == [(3, 6), (2, 3), (1, 2)]
+    assert row.acceptance_rates == pytest.approx([1 / 2, 2 / 3, 1 / 2])
     assert row.lookup_ratio is None
 
 
@@ -47,7 +55,8 @@ def test_one_trial_is_its_own_quartiles_and_none_is_an_error() -> None:
 
 def test_table_shows_what_was_measured() -> None:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    rows = [summarise(name, [trial(3, 2, [2, 3], Verdict(identical=True))]) for name in ("easy", "all")]
+    same = Verdict(identical=True)
+    rows = [summarise(name, [trial(3, 2, [2, 3], same, tokens=6)]) for name in ("easy", "all")]
     console.print(report.speed_table(rows))
     shown = console.export_text()
     assert "bonus included" in shown
@@ -55,6 +64,18 @@ def test_table_shows_what_was_measured() -> None:
     assert "2.50" in shown
     assert "1.50" in shown
     assert "prompt lookup" not in shown
+    assert "3.0, 2.0" in shown  # six tokens in two seconds, and in three
+
+
+def test_positions_that_few_verifications_tell_of_stand_in_brackets() -> None:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    rows = [summarise("all", [trial(3, 2, [2] * 9 + [3], tokens=22)], shares=Shares(0.5, 0.3, 0.2))]
+    console.print(report.positions_table(rows))
+    shown = console.export_text()
+    assert "1.00" in shown  # ten of ten
+    assert "0.10 " in shown  # one of ten
+    assert "(0.00)" in shown  # none of one
+    assert "50% / 30% / 20%" in shown
 
 
 def test_lossless_line_counts_rulings() -> None:
@@ -66,13 +87,14 @@ def test_lossless_line_counts_rulings() -> None:
 
 def test_json_is_whole_and_says_where_it_comes_from(tmp_path: Path) -> None:
     path = tmp_path / "results" / "speed.json"
-    questions = [report.trial_record(trial(3, 2, [2]))]
+    questions = [report.trial_record(trial(3, 2, [2], tokens=3))]
     report.write_json(path, {"provenance": report.provenance({"dtype": "bfloat16"}), "questions": questions})
     read = json.loads(path.read_text(encoding="utf-8"))
     assert read["provenance"]["machine"]["cpu"]
     assert read["provenance"]["packages"]["transformers"].startswith("5.23")
     assert read["provenance"]["settings"] == {"dtype": "bfloat16"}
-    assert read["questions"][0]["runs"]["drafted"] == {"tokens": 10, "forwards": 2, "seconds": 2}
+    assert read["questions"][0]["runs"]["drafted"] == {"tokens": 3, "forwards": 2, "seconds": 2}
+    assert read["questions"][0]["tree_levels"] == [3]
     assert [entry.name for entry in path.parent.iterdir()] == ["speed.json"]
 
 

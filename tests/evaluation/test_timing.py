@@ -7,7 +7,15 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_eagle3.evaluation import timing
-from hf_eagle3.evaluation.timing import Run, Settings, run_drafted, run_lookup, run_modes, run_plain
+from hf_eagle3.evaluation.timing import (
+    WHOLE_DISTRIBUTION,
+    Run,
+    Settings,
+    run_drafted,
+    run_lookup,
+    run_modes,
+    run_plain,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +43,9 @@ def test_drafted_takes_a_forward_a_verification_and_one_for_the_prompt(pair, inp
     run = run_drafted(*pair, inputs, settings)
     assert run.forwards == 1 + len(run.acceptance_lengths)
     assert sum(run.acceptance_lengths) >= len(run.tokens) - 1 == 11
+    assert len(run.tree_levels) == len(run.acceptance_lengths)
+    rounds = zip(run.acceptance_lengths, run.tree_levels, strict=True)
+    assert all(1 <= length <= 1 + levels for length, levels in rounds)
     assert run.acceptance_length == sum(run.acceptance_lengths) / len(run.acceptance_lengths)
     assert run.tokens == run_plain(pair[0], inputs, settings).tokens
 
@@ -80,6 +91,16 @@ def test_modes_take_turns_in_beginning(monkeypatch: pytest.MonkeyPatch, turn: in
         monkeypatch.setattr(timing, f"run_{name}", fake(name))
     runs = run_modes(None, None, {}, Settings(), turn=turn, lookup=True)  # type: ignore[arg-type]
     assert called == list(runs) == order
+
+
+def test_sampled_answers_may_take_any_token_of_the_target(pair, inputs) -> None:
+    """By itself `generate` would keep the fifty likeliest."""
+    settings = Settings(max_new_tokens=2, temperature=1.0, sampling=WHOLE_DISTRIBUTION)
+    for assistant in ({}, {"assistant_model": pair[1]}):
+        out = pair[0].generate(**inputs, **settings.keywords(), **assistant, output_scores=True)
+        assert all(scores.isfinite().all() for scores in out.scores)
+    assert Settings(sampling=WHOLE_DISTRIBUTION).keywords()["do_sample"] is False
+    assert "top_k" not in Settings(sampling=WHOLE_DISTRIBUTION).keywords()
 
 
 def test_negative_temperature_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_compare_reports_an_answer_that_differs(monkeypatch: pytest.MonkeyPatch,
     def wrong(*arguments, **options) -> Run:
         run = honest(*arguments, **options)
         tokens = [*run.tokens[:2], 5 if run.tokens[2] != 5 else 6]
-        return Run(tokens, run.seconds, run.forwards, run.acceptance_lengths)
+        return replace(run, tokens=tokens)
 
     monkeypatch.setattr("hf_eagle3.evaluation.answer.run_drafted", wrong)
     monkeypatch.setattr(lossless, "run_drafted", wrong)
@@ -127,13 +128,60 @@ def test_eval_at_two_temperatures_with_figures(questions: Path, pair_options: li
         assert sum(row["shares"].values()) == pytest.approx(1)
         assert row["tokens_per_second"] / row["plain_tokens_per_second"] == pytest.approx(row["total_ratio"])
         assert all(0 <= rate <= 1 for rate in row["acceptance_rates"])
+        assert len(row["acceptance_counts"]) == len(row["acceptance_rates"])
+    assert [mean["temperature"] for mean in record["means"]] == [0.0, 1.0]
+    lengths = [row["acceptance_length"] for row in record["files"][:2]]
+    assert record["means"][0]["acceptance_length"] == pytest.approx(sum(lengths) / 2)
+    settings = record["provenance"]["settings"]
+    assert settings["target"] in pair_options
+    assert settings["head"] in pair_options
+    assert settings["temperature"] == [0.0, 1.0]
+    assert settings["tree"] == {"num_assistant_tokens": 9, "tree_depth": 3, "tree_top_k": 4}
+    assert settings["sampling"] == {"top_k": 0, "top_p": 1.0}
+    assert (record["label"], record["training_tokens"]) == ("head", None)
     assert record["questions"][0]["verdict"]["identical"]
     assert record["questions"][4]["verdict"] is None
     drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
     again = run("figures", str(out), "--out", str(tmp_path / "again"))
     assert again.exit_code == 0, again.output
+    assert len(drawn) >= 2
     for name in drawn:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "figures" / name).read_bytes()
+
+
+def test_eval_of_a_chain_on_a_data_set(pair_options: list[str], tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    (tmp_path / "sums").mkdir()
+    rows = [{"question": f"w{n} w3", "hint": "w9"} for n in range(5)]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "sums" / "test.parquet"))
+    out = tmp_path / "out.json"
+    options = ["--questions-column", "question", "--limit", "3", "--tree-top-k", "1", "--no-shares", "--label", "mine"]
+    shown = run("eval", "--questions", str(tmp_path / "sums"), "--json", str(out), *options, *pair_options)
+    assert shown.exit_code == 0, shown.output
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert record["label"] == "mine"
+    assert [(row["name"], row["questions"], row["shares"]) for row in record["files"]] == [
+        ("sums", 3, None), ("all", 3, None),
+    ]  # fmt: skip
+    for question in record["questions"]:
+        for length, levels in zip(question["acceptance_lengths"], question["tree_levels"], strict=True):
+            assert 1 <= length <= levels + 1 <= 4
+
+
+def test_eval_says_where_answers_part(
+    monkeypatch: pytest.MonkeyPatch, questions: Path, pair_options: list[str]
+) -> None:
+    honest = timing.run_drafted
+
+    def wrong(*arguments, **options) -> Run:
+        run = honest(*arguments, **options)
+        return replace(run, tokens=[*run.tokens[:-1], (run.tokens[-1] + 1) % 64])
+
+    monkeypatch.setattr(timing, "run_drafted", wrong)
+    options = ["--dtype", "bfloat16", "--files", "easy", "--limit", "1", "--no-shares"]
+    shown = run("eval", "--questions", str(questions), *options, *pair_options)
+    assert re.search(r"easy 0: identical.* \(.*logit gap [\d.e+-]+", shown.output), shown.output
 
 
 def test_eval_lossless_passes_on_all_questions(questions: Path, pair_options: list[str]) -> None:
@@ -150,7 +198,7 @@ def test_eval_lossless_fails_on_a_wrong_token(
 
     def wrong(*arguments, **options) -> Run:
         run = honest(*arguments, **options)
-        return Run([*run.tokens[:-1], (run.tokens[-1] + 1) % 64], run.seconds, run.forwards, run.acceptance_lengths)
+        return replace(run, tokens=[*run.tokens[:-1], (run.tokens[-1] + 1) % 64])
 
     monkeypatch.setattr(timing, "run_drafted", wrong)
     monkeypatch.setattr(lossless, "run_drafted", wrong)
@@ -164,7 +212,9 @@ def test_eval_lossless_fails_on_a_wrong_token(
     [
         (["generate", "hi", "--plain", "--compare"], "--plain and --compare were both given"),
         (["generate", "hi", "--target", "some/model"], "Target some/model came without a head"),
-        (["eval", "--questions", "no/such/folder"], "No question files in no/such/folder"),
+        (["eval", "--questions", "./no-folder"], "No question files in no-folder"),
+        (["eval", "--questions", "x", "--temperature", "0", "--temperature", "-1"], "The temperature is -1.0"),
+        (["eval", "--questions", "x", "--lossless", "--temperature", "1"], "--lossless compares tokens"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(
