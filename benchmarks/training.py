@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--json FILE]
 
-The plain loop (tests/helpers/plain_training.py) is the specification written down: the target runs along, its softmax
-goes over the whole vocabulary, attention is one dense mask, every row of every step is computed. Both train fresh
-heads for the embedded target on the same conversations, in turns, and must meet the same loss. Nothing else may run.
+The plain loop (tests/helpers/dense_training.py) is the usual plain form: the target runs along, its softmax goes
+over the whole vocabulary, attention is one dense mask, every row of every step is computed. Both train fresh heads for
+the embedded target on the same conversations, in turns, and must meet the same loss. Nothing else may run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from helpers.dense_training import plain_batch_loss  # noqa: E402  # the path to it is set two lines above
+from helpers.dense_training import dense_batch_loss  # noqa: E402  # the path to it is set two lines above
 
 from hf_eagle3 import embedded  # noqa: E402
 from hf_eagle3.configuration_eagle3 import default_boundaries  # noqa: E402
@@ -79,7 +79,7 @@ class Bench:
         with torch.no_grad():
             head.fc.weight.mul_(self.scale)  # the plain loop knows no scale: the same function, other gradients of fc
         update = self._updater(head)
-        embeddings = self.target.get_input_embeddings().weight.detach().float()
+        embeddings = copy.deepcopy(self.target.get_input_embeddings()).float().requires_grad_(False)
 
         def step(n: int) -> float:
             chats = []
@@ -89,7 +89,7 @@ class Bench:
                 features = torch.cat([out.hidden_states[b][0] for b in self.states.boundaries], -1).float()
                 chats.append((torch.tensor(ids), torch.tensor(mask), features, out.logits[0].float()))
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss, _ = plain_batch_loss(head, embeddings, chats, STEPS)
+                loss, _ = dense_batch_loss(head, embeddings, chats, STEPS)
             return update(loss)
 
         return step

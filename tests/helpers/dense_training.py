@@ -1,6 +1,7 @@
 """Training-time test in its plain form: the target's softmax over the whole vocabulary, one dense mask, every row.
 
-Slow, and short enough to be checked against the specification by eye; one unpadded conversation at a time.
+What a straightforward trainer does, one unpadded conversation at a time: the trainer's speed is measured against it
+(benchmarks/training.py). `plain_training` is the oracle; this form must meet it too.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 Conversation = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def plain_batch_loss(
-    head: Any, embeddings: torch.Tensor, conversations: Sequence[Conversation], steps: int, decay: float = 0.8
+def dense_batch_loss(
+    head: Any, embeddings: nn.Module, conversations: Sequence[Conversation], steps: int, decay: float = 0.8
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The weighted loss and each step's, over `(ids [T], answers [T], features [T, K*H], target logits [T, V])`.
 
@@ -42,7 +44,7 @@ def plain_batch_loss(
 
 
 def _states(
-    head: Any, embeddings: torch.Tensor, ids: torch.Tensor, features: torch.Tensor, steps: int
+    head: Any, embeddings: nn.Module, ids: torch.Tensor, features: torch.Tensor, steps: int
 ) -> list[torch.Tensor]:
     """Pre-norm states `[T, hidden]` of each step: every row, one dense `T x (steps * T)` mask, one list of keys."""
     layer, tokens = head.layers[0], len(ids)
@@ -53,7 +55,7 @@ def _states(
     visible = [torch.ones(tokens, tokens, dtype=torch.bool).tril()]
     states = []
     for step in range(steps):
-        following = embeddings[ids[(torch.arange(tokens) + 1 + step).clamp(max=tokens - 1)]]
+        following = embeddings(ids[(torch.arange(tokens) + 1 + step).clamp(max=tokens - 1)])
         read = torch.cat((layer.input_layernorm(following), layer.hidden_norm(hidden)), dim=-1)
         query, key, value = (
             getattr(attention, name)(read).view(tokens, -1, attention.head_dim).transpose(0, 1)
