@@ -90,7 +90,7 @@ def evaluate(
     questions_column: Annotated[str | None, typer.Option(help="Of data sets, what is asked; likewise.")] = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="Compare tokens in float32, all questions.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each file [10; --lossless: all].")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="[128; --lossless: 64]")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=2, help="[128; --lossless: 64]")] = None,
     lookup: Annotated[bool, typer.Option("--lookup", help="Also time transformers' prompt lookup.")] = False,
     shares: Annotated[bool, typer.Option("--shares/--no-shares", help="Measure where the time goes, apart.")] = True,
     json: Annotated[Path | None, typer.Option(help="Write the figures and their provenance here.")] = None,
@@ -121,6 +121,7 @@ def evaluate(
     from .figures import check_drawing
     from .measurement import Measurement
     from .question_sources import gather_questions
+    from .report import check_writable
     from .timing import WHOLE_DISTRIBUTION, Settings
 
     temperatures = list(dict.fromkeys(temperature or [0.0]))
@@ -128,6 +129,8 @@ def evaluate(
         raise ValueError(f"--lossless compares tokens and needs temperature 0, not {max(temperatures)}.")
     if figures is not None:
         check_drawing()
+    if json is not None:
+        check_writable(json)
     length = max_new_tokens or (64 if lossless else 128)
     knobs = _tree(num_assistant_tokens, tree_depth, tree_top_k)
     # All of them before anything is measured: a wrong one is told at once.
@@ -168,7 +171,7 @@ def sweep(
     shape: Annotated[
         list[str] | None, typer.Option(help="Nodes,depth,top-k, such as 16,5,6; give it once for each tree.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=2)] = 128,
     json: Annotated[Path | None, typer.Option(help="Write the figures and their provenance here.")] = None,
     target: Target = None,
     head: Head = None,
@@ -189,6 +192,8 @@ def sweep(
     shapes = [_shape(text) for text in shape] if shape else list(sweeping.COMMON_SHAPES)
     asked = [question for of_file in read_questions(questions).values() for question in of_file]
     settings = Settings(max_new_tokens, temperature, seed)
+    if json is not None:
+        report.check_writable(json)
     model, tokenizer, drafting = load_pair(target, head, dtype, device, drafting=True)
     console = Console()
     with Progress(console=console, transient=True) as progress:
@@ -207,7 +212,7 @@ def draw(
     question: Annotated[str, typer.Argument(help="Asked as a chat.")],
     out: Annotated[Path, typer.Option(help="The SVG file to write.")] = Path("tree.svg"),
     round: Annotated[int | None, typer.Option(min=1, help="Which verification; else the longest acceptance.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=2)] = 64,
     target: Target = None,
     head: Head = None,
     dtype: Dtype = None,

@@ -73,11 +73,12 @@ def trained_tokens(head: str | Path) -> int | None:
     """How many tokens a head was trained on, repeats included; None where its folder does not say."""
     try:
         record = _read_record(Path(head))
-    except OSError:
+    except (OSError, ValueError):
         return None  # on the Hub, or not trained by us: nothing says it
-    history = record.get("history", [])
+    history = record.get("history")
     best = record.get("best_step")
-    told = [entry for entry in history if "num_input_tokens_seen" in entry and (not best or entry["step"] == best)]
+    entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
+    told = [entry for entry in entries if "num_input_tokens_seen" in entry and best in (None, 0, entry.get("step"))]
     return int(told[-1]["num_input_tokens_seen"]) if told else None
 
 

@@ -28,17 +28,17 @@ def speed_table(rows: Sequence[Speed]) -> Table:
     """One row a file; the prompt-lookup column is there when it was measured."""
     lookup = any(row.lookup_ratio is not None for row in rows)
     caption = (
-        "acceptance length: tokens per verification, bonus included; ratio: tokens/s over plain generate's, median of "
-        "the questions; tokens/s: with the head, plain"
+        "n: questions; length: acceptance length, tokens per verification, bonus included; ratio: tokens/s over plain "
+        "generate's, median of the questions; totals: the same of all tokens together; tokens/s: with the head, plain"
     )
-    table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("file")
-    for heading in ("questions", "acceptance\nlength", "ratio", "quartiles", "of totals"):
-        table.add_column(heading, justify="right")
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 0 if lookup else 1))
+    table.add_column("file", no_wrap=True, min_width=14)
+    for heading in ("n", "length", "ratio", "quartiles", "totals"):
+        table.add_column(heading, justify="right", no_wrap=True)
     if lookup:
-        table.add_column("prompt\nlookup", justify="right")
-    table.add_column("tokens/s", justify="right")
-    table.add_column("identical\n+ near ties", justify="right")
+        table.add_column("prompt\nlookup", justify="right", no_wrap=True)
+    table.add_column("tokens/s", justify="right", no_wrap=True)
+    table.add_column("identical\n+ ties", justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row, lookup), end_section=row is rows[-2] if len(rows) > 1 else False)
     return table
@@ -119,10 +119,28 @@ def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": _gpu()},
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(),
         "commit": _commit(),
         "settings": dict(settings),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Of the packages that decide what comes out; None for one that is not installed."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def check_writable(path: str | Path) -> None:
+    """See to it that a record can be written to `path`: better before a long measurement than after it.
+
+    Raises:
+        OSError: if it cannot.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        what = "is a folder" if path.is_dir() else "lies in a folder that may not be written to"
+        raise OSError(f"{path} {what}: name a file for the record.")
 
 
 def write_json(path: str | Path, record: Mapping[str, Any]) -> None:

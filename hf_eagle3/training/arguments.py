@@ -35,8 +35,8 @@ class Eagle3TrainingArguments(TrainingArguments):
             the paper's seven throughout.
         loss: "soft_ce", "kl" or "lk"; with `loss_decay`, `loss_ce`, `loss_regression` and `anchor_share` as in
             [`objective.LossSettings`].
-        max_minutes: end this sitting, with a checkpoint, after so long; the same command goes on. Learning rate and
-            stages depend on steps, never on time.
+        max_minutes: end this sitting, with a checkpoint, at the first step after so long; the same command goes on.
+            Learning rate and stages depend on steps, never on time.
         eval_prompts: held-out prompts that the acceptance length is measured on.
         eval_new_tokens: how long each of their answers is.
 
@@ -88,8 +88,42 @@ class Eagle3TrainingArguments(TrainingArguments):
             )
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"max_minutes is {self.max_minutes}: give a positive number, or leave it out.")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs}: a head that saw nothing is no head.")
+        self._check_unused()
+        if self.load_best_model_at_end:
+            self._check_best()
         self.remove_unused_columns = False  # the columns are the training-time test's, not a model's forward's
         super().__post_init__()
+
+    def _check_unused(self) -> None:
+        """Trainer's options that would change nothing here are refused rather than passed over."""
+        usual = {"per_device_train_batch_size": 8, "auto_find_batch_size": False, "label_smoothing_factor": 0.0}
+        given = [name for name, value in usual.items() if getattr(self, name) != value]
+        if given:
+            raise ValueError(
+                f"{' and '.join(given)} would change nothing: batches are cut by max_batch_tokens, and what is learnt "
+                "are the target's own distributions; leave it out."
+            )
+
+    def _check_best(self) -> None:
+        """The best head can be kept only if it is saved when it is measured, and measured at all."""
+        if self.save_strategy == self.eval_strategy == "steps" and self.save_steps != self.eval_steps:
+            raise ValueError(
+                f"save_steps is {self.save_steps} and eval_steps {self.eval_steps}: the best head is saved when it is "
+                "measured, so make them equal, or give load_best_model_at_end: false to end with the last one."
+            )
+        if self.metric_for_best_model == "acceptance_length" and not self.eval_prompts:
+            raise ValueError(
+                "eval_prompts is 0, and the best head is the one of the largest acceptance length on them: give "
+                "some, or metric_for_best_model: loss and greater_is_better: false."
+            )
+
+    @property
+    def n_gpu(self) -> int:
+        """Devices of this process: one. More of them want a process each (`accelerate launch`), as in all of ours the
+        batches are shared out between processes; torch's DataParallel would cut a batch's rows apart."""
+        return min(super().n_gpu, 1)
 
     def loss_settings(self) -> LossSettings:
         return LossSettings(self.loss, self.loss_decay, self.loss_ce, self.loss_regression, self.anchor_share)

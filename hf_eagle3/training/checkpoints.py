@@ -66,6 +66,6 @@ def intact(folder: str | Path, step: int, writing: bool = True) -> Iterator[None
         last = newest(folder)
         kept = f"the last good one is {last}" if last else "there is none before it"
         raise OSError(
-            f"The checkpoint of step {step} could not be written ({error}); {kept}: free some space and run the same "
-            "command again, which goes on from there."
+            f"The checkpoint of step {step} could not be written ({error}); {kept}: see what is wrong there "
+            "(a full disk, mostly) and run the same command again, which goes on from it."
         ) from error

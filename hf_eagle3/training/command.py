@@ -6,6 +6,7 @@ Typer reads the signature, and the first paragraph is the help. The heavy import
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -45,6 +46,9 @@ def train(
         list[int] | None, typer.Option(help="A boundary of the target to read; give it several times.")
     ] = None,
     features: Annotated[Features | None, typer.Option(help="Keep the target's states, or run it along.")] = None,
+    features_dtype: Annotated[
+        str | None, typer.Option(help="Of the kept states: bfloat16, float16, float32; the target's own if absent.")
+    ] = None,
     features_dir: Annotated[Path | None, typer.Option(help="Where they are kept; in --output-dir if absent.")] = None,
     max_minutes: Annotated[
         float | None, typer.Option(min=0.0, help="End this sitting after so long; the same command goes on.")
@@ -69,22 +73,27 @@ def train(
     from .recipe import read_recipe
     from .run import clear, train_head
 
+    logging.basicConfig(format="%(message)s")
     given = {
         "data": data, "target": target, "init": init, "lora_rank": lora_rank, "max_steps": max_steps,
         "num_train_epochs": epochs, "learning_rate": learning_rate, "draft_vocab_size": draft_vocab_size,
         "boundaries": boundaries or None, "features": features and features.value,
-        "features_dir": features_dir and str(features_dir), "max_minutes": max_minutes, "seed": seed,
-        "dtype": dtype and dtype.value, "report_to": report_to or None,
+        "features_dtype": features_dtype, "features_dir": features_dir and str(features_dir),
+        "max_minutes": max_minutes, "seed": seed, "dtype": dtype and dtype.value, "report_to": report_to or None,
     }  # fmt: skip
     recipe = read_recipe(config, {name: value for name, value in given.items() if value is not None})
     args = recipe.training_arguments(output_dir)
+    logging.getLogger("hf_eagle3").setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
     if overwrite_output_dir:
         with args.main_process_first(local=False):
-            clear(output_dir)
+            if args.process_index == 0:
+                clear(output_dir)
     try:
         model, tokenizer = _target(recipe, args.device)
         if exclude:
-            _refuse_questions(recipe.data, exclude, tokenizer)
+            told = _refuse_questions(recipe.data, exclude, tokenizer)
+            if args.process_index == 0:
+                typer.echo(told)
         with _bar(shown=args.process_index == 0) as progress:
             outcome = train_head(recipe, model, args, progress)
     except FloatingPointError as error:  # what a user can mend is told in a sentence
@@ -100,8 +109,8 @@ def _target(recipe: Recipe, device: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _refuse_questions(data: str, exclude: list[str], tokenizer: Any) -> None:
-    """Refuse to train on conversations that share an n-gram of words with evaluation questions."""
+def _refuse_questions(data: str, exclude: list[str], tokenizer: Any) -> str:
+    """Refuse to train on conversations that share an n-gram of words with evaluation questions; else say so."""
     from ..data.overlap import Overlap, find_overlaps
     from ..data.store import load_dataset
 
@@ -115,7 +124,7 @@ def _refuse_questions(data: str, exclude: list[str], tokenizer: Any) -> None:
             f"evaluation question, conversation {number} with one of {file}: write the data with the same --exclude, "
             "which leaves them out."
         )
-    typer.echo(f"none of {len(rows)} conversations shares {overlap.n} words in a row with the excluded questions")
+    return f"none of {len(rows)} conversations shares {overlap.n} words in a row with the excluded questions"
 
 
 def _tell(outcome: Outcome, recipe: Recipe, output_dir: Path) -> None:

@@ -50,8 +50,13 @@ def copy_last_layer(head: Eagle3DraftModel, target: PreTrainedModel) -> None:
     layers: Any = getattr(target.get_decoder(), "layers", None)
     source = layers[-1] if layers is not None else None
     ours: Any = head.layers[0]
-    before = _gain(getattr(source, "input_layernorm", None), head.config.hidden_size)
-    after = _gain(getattr(source, "post_attention_layernorm", None), head.config.hidden_size)
+    first = getattr(source, "input_layernorm", None)
+    # Llama's "post_attention" norm stands before the feed-forward network. Where that has a norm of its own (Gemma),
+    # or the layer begins without one (OLMo-2), it works on the attention's output instead.
+    second = getattr(source, "pre_feedforward_layernorm", None) or (
+        getattr(source, "post_attention_layernorm", None) if first is not None else None
+    )
+    before, after = _gain(first, head.config.hidden_size), _gain(second, head.config.hidden_size)
     for block, name, gain in [
         ("self_attn", "q_proj", before),
         ("self_attn", "k_proj", before),
@@ -64,7 +69,7 @@ def copy_last_layer(head: Eagle3DraftModel, target: PreTrainedModel) -> None:
         theirs = getattr(getattr(getattr(source, block, None), name, None), "weight", None)
         if theirs is None or not theirs.is_floating_point() or theirs.ndim != 2:
             continue  # a quantised target's layer starts from noise
-        weight = theirs.float() if gain is None else theirs.float() * gain
+        weight = theirs.float().cpu() if gain is None else theirs.float().cpu() * gain
         mine = getattr(getattr(ours, block), name).weight
         hidden_half = mine[:, -weight.shape[1] :]  # queries, keys and values read [embedding ; hidden]
         if hidden_half.shape == weight.shape:
@@ -88,5 +93,11 @@ def feature_scale(examples: Iterable[Example], boundaries: int) -> torch.Tensor:
 
 
 def _gain(norm: Any, width: int) -> torch.Tensor:
+    """What a norm multiplies by, float32 `[width]`, read off what it does: its weight may be kept as 1 + w."""
     weight = getattr(norm, "weight", None)
-    return weight.detach().float() if weight is not None and weight.shape == (width,) else torch.ones(width)
+    if weight is None or weight.shape != (width,):
+        return torch.ones(width)
+    ones = torch.ones(width, dtype=weight.dtype, device=weight.device)
+    ones[1::2] = -1.0  # of mean 0 and mean square 1: every norm leaves it as it is, but for gain and bias
+    gain: torch.Tensor = ((norm(ones) - norm(-ones)) * ones / 2).float().cpu()
+    return gain

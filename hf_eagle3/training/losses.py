@@ -18,7 +18,7 @@ class SoftCrossEntropy(torch.autograd.Function):
     """Sum over rows of `-sum_D p log softmax(logits)`, in few passes: its memory traffic is what costs on a CPU.
 
     `logits` and `probs` are `[rows, draft_vocab]`; `probs` sums to 1 and takes no gradient. Only the gradient is kept,
-    in the dtype of `logits`.
+    in the dtype of `softmax` (that of `logits`; float32 under autocast on CUDA).
     """
 
     @staticmethod

@@ -49,6 +49,7 @@ class Recipe:
         boundaries: what a fresh head reads of the target; the official default if not given.
         draft_vocab_size: tokens that a fresh head can propose; 8192, or all of a smaller target's, if not given.
         features: "cache" (computed once, kept in `features_dir`) or "online" (the target runs along).
+        features_dtype: of the states kept, "bfloat16", "float16" or "float32"; the target's own if not given.
         features_dir: `features` in the output folder if not given.
         arguments: the given fields of [`Eagle3TrainingArguments`].
 
@@ -64,6 +65,7 @@ class Recipe:
     boundaries: list[int] | None = None
     draft_vocab_size: int | None = None
     features: str = "cache"
+    features_dtype: str | None = None
     features_dir: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -72,6 +74,8 @@ class Recipe:
             raise ValueError(f"features is {self.features!r}; choose cache or online.")
         if self.dtype not in (None, "auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype is {self.dtype!r}; choose auto, float32, bfloat16 or float16.")
+        if self.features_dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(f"features_dtype is {self.features_dtype!r}; choose float32, bfloat16 or float16.")
         if self.lora_rank is not None and (self.init is None or self.lora_rank < 1):
             raise ValueError(
                 f"lora_rank is {self.lora_rank} and init is {self.init}: an adapter needs a head to adapt and a rank "
@@ -93,8 +97,7 @@ def read_recipe(path: str | Path | None, given: dict[str, Any]) -> Recipe:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is no mapping, or holds a key that nothing knows, or no `data` is named anywhere.
-        TypeError: if a value is of the wrong type.
+        ValueError: if it is no mapping, holds an unknown key or a value of the wrong type, or names no `data`.
     """
     values = {**({} if path is None else _read_yaml(Path(path))), **given}
     own = {name: _checked(name, value) for name, value in values.items()}
@@ -176,7 +179,7 @@ def _checked(name: str, value: Any) -> Any:
     if value is False and name.endswith("_strategy"):
         value = "no"  # which YAML 1.1 reads as a bool
     if not _fits(value, wanted):
-        raise TypeError(f"The recipe's {name} is {value!r}, a {type(value).__name__}; it must be {_told(wanted)}.")
+        raise ValueError(f"The recipe's {name} is {value!r}, a {type(value).__name__}; it must be {_told(wanted)}.")
     return value
 
 

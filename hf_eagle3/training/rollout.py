@@ -233,5 +233,6 @@ def _heads(projected: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 def _rotate(head: Eagle3DraftModel, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     cos, sin = head.rotary_emb(states, positions)
-    rotated: torch.Tensor = apply_rotary_pos_emb(states, states, cos, sin)[0]
+    nothing = states[:, :0]  # the function rotates queries and keys together
+    rotated: torch.Tensor = apply_rotary_pos_emb(states, nothing, cos, sin)[0]
     return rotated

@@ -7,6 +7,7 @@ not at all. The same call goes on after any interruption.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_eagle3 import default_boundaries
-from ..data.feature_store import FeatureStore, write_features
+from ..data.feature_store import FeatureStore, rows_fingerprint, write_features
 from ..data.features import Example, TargetStates, token_mass
-from ..evaluation.report import provenance, write_json
+from ..evaluation.report import package_versions, write_json
 from . import checkpoints, initialisation, recipe, vocabulary
 from .arguments import Eagle3TrainingArguments
 from .recipe import Recipe, complete, differences, write_recipe
@@ -30,7 +33,8 @@ from .trainer import Eagle3Trainer
 from .warm_start import adapted, save_adapter, warm_head
 
 DRAFT_VOCAB_SIZE = 8192
-RECORD, TIMING = "training.json", "timing.json"
+RECORD, TIMING, MASS = "training.json", "timing.json", "token_mass.safetensors"
+_HEAD_FILES = (SAFE_WEIGHTS_NAME, CONFIG_NAME, "adapter_model.safetensors", "adapter_config.json")
 _MASS_TOKENS = 500_000  # of the text that ranks the vocabulary where no features are kept
 _SCALE_EXAMPLES = 64
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -73,33 +77,52 @@ class Material:
                     f"{wanted.data} has no conversations in its split {split!r}: write it again with more of them, "
                     "some of which are held out."
                 )
-        self.folder = Path(wanted.features_dir or folder / "features")
+        self.run, self.folder = folder, Path(wanted.features_dir or folder / "features")
         if wanted.features == "cache":
             for split in ("train", "validation"):
                 told = None if progress is None else lambda done, of, s=split: progress(f"features, {s}", done, of)
-                write_features(states, self.rows[split], self.folder / split, progress=told)
+                where = self.folder / split
+                write_features(states, self.rows[split], where, dtype=wanted.features_dtype, progress=told)
         self.train, self.held_out = self._source("train"), self._source("validation")
 
     def _source(self, split: str) -> Any:
         if self.recipe.features == "online":
             return self.rows[split]
-        return FeatureStore(self.folder / split, self.states.boundaries)
+        return FeatureStore(self.folder / split, self.states.boundaries, verify=False)  # that has just been done
 
-    @cached_property
+    @property
     def mass(self) -> torch.Tensor:
         """Summed probability of each token over the training answers, float32 `[vocab]`."""
-        return self._mass(self.train)
+        return self._masses["train"]
 
-    @cached_property
+    @property
     def held_out_mass(self) -> torch.Tensor:
         """The same over the held-out answers."""
-        return self._mass(self.held_out)
+        return self._masses["validation"]
 
-    def _mass(self, source: Any) -> torch.Tensor:
-        if isinstance(source, FeatureStore):
-            return source.mass
-        rows = ((row["input_ids"], row["loss_mask"]) for row in source)
-        return token_mass(self.states, rows, _MASS_TOKENS)
+    @cached_property
+    def _masses(self) -> dict[str, torch.Tensor]:
+        """Both; where no features are kept they are summed once, and lie in the run's folder for later sittings."""
+        if self.recipe.features == "cache":
+            return {"train": self.train.mass, "validation": self.held_out.mass}
+        path = self.run / MASS
+        data = {split: rows_fingerprint(self.rows[split]) for split in ("train", "validation")}
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                if file.metadata() != data:
+                    raise ValueError(
+                        f"{self.recipe.data} is not what it was when the run in {self.run} began: give that data "
+                        "again, another --output-dir, or --overwrite-output-dir."
+                    )
+                return {split: file.get_tensor(split) for split in data}
+        masses = {}
+        for split in data:
+            rows = ((row["input_ids"], row["loss_mask"]) for row in self.rows[split])
+            masses[split] = token_mass(self.states, rows, _MASS_TOKENS)
+        unfinished = path.with_name(f".{MASS}.{os.getpid()}.tmp")  # every process may write it: they write the same
+        save_file({split: mass.contiguous().cpu() for split, mass in masses.items()}, unfinished, metadata=data)
+        os.replace(unfinished, path)
+        return masses
 
     def some_examples(self) -> list[Example]:
         """A few training examples, for the level of the features."""
@@ -119,7 +142,7 @@ def train_head(
         OSError: if something cannot be read or written.
         FloatingPointError: if the loss is no longer finite.
     """
-    folder = Path(args.output_dir)
+    began, folder = time.monotonic(), Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with args.main_process_first(local=False):  # the others find broken checkpoints gone and the recipe there
         resumed = _standing(folder, complete(wanted, args), writing=args.process_index == 0)
@@ -133,23 +156,25 @@ def train_head(
     kept = vocabulary.coverage(material.held_out_mass, head.t2d.nonzero()[:, 0])
     learner = head if wanted.lora_rank is None else adapted(head, wanted.lora_rank, args.seed)
     trainer = Eagle3Trainer(
-        learner, model, args, material.train, material.held_out, feature_scale=scale, states=material.states
-    )
-    started, first = time.monotonic(), checkpoints.step_of(resumed) if resumed else 0
+        learner, model, args, material.train, material.held_out,
+        feature_scale=scale, states=material.states, began=began,
+    )  # fmt: skip
+    first = checkpoints.step_of(resumed) if resumed else 0
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     outcome = Outcome(trainer.state.global_step, trainer.state.max_steps, kept, trainer.state.best_metric)
     if args.should_save:
-        _note_time(folder, first, outcome.step, time.monotonic() - started)
+        _note_time(folder, first, outcome.step, time.monotonic() - began)
         if outcome.finished:
             _publish(trainer, folder, _record(trainer, wanted, material, outcome))
     return outcome
 
 
 def clear(folder: str | Path) -> None:
-    """Take away the checkpoints and the recipe of an earlier run, so that another can begin; features stay."""
+    """Take away what an earlier run left (checkpoints, recipe, records, its head), so that another can begin; features
+    stay."""
     for path in Path(folder).glob("checkpoint-*"):
         shutil.rmtree(path)
-    for name in (recipe.FILE, RECORD, TIMING):
+    for name in (RECORD, TIMING, *_HEAD_FILES, MASS, recipe.FILE):
         Path(folder, name).unlink(missing_ok=True)
 
 
@@ -207,7 +232,7 @@ def _record(trainer: Eagle3Trainer, wanted: Recipe, material: Material, outcome:
         "conversations": {"train": len(material.train), "validation": len(material.held_out)},
         "processes": trainer.args.world_size,
         "device": trainer.args.device.type,
-        "versions": provenance({})["packages"],
+        "versions": package_versions(),
         "recipe": complete(wanted, trainer.args),
         "history": [dict(sorted(entry.items())) for entry in state.log_history if "train_runtime" not in entry],
     }

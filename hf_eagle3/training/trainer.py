@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from .batches import Batch, Collator, Items, TokenBatches
 from .objective import TrainingTimeTest
 from .warm_start import save_adapter
 
-SCALE_FILE = "feature_scale.safetensors"
+STATE_FILE = "eagle3_trainer.safetensors"
 
 
 class Eagle3Trainer(Trainer):
@@ -43,6 +42,8 @@ class Eagle3Trainer(Trainer):
             as a split of a data set (the target runs along, under `torch.no_grad`).
         eval_dataset: held-out ones of the same kind. The acceptance length is measured on their first prompts.
         feature_scale: see [`initialisation.feature_scale`]; ones, right for a warm start, if not given.
+        states: of `target`, where they are there already.
+        began: when this sitting began, by `time.monotonic()`, for `max_minutes`; now, if not given.
         kwargs: what else `Trainer` takes.
 
     Checkpoints hold a head that `from_pretrained` loads, in float32, beside Trainer's own files. Everything random is
@@ -66,10 +67,13 @@ class Eagle3Trainer(Trainer):
         eval_dataset: Any = None,
         feature_scale: torch.Tensor | None = None,
         states: TargetStates | None = None,
+        began: float | None = None,
         **kwargs: Any,
     ) -> None:
         core = head.get_base_model() if hasattr(head, "get_base_model") else head
         layers = target.config.get_text_config(decoder=True).num_hidden_layers
+        if core.embed_tokens is not None:
+            core.embed_tokens.requires_grad_(False)  # embeddings that a head brings stay as they are
         self.target = target
         self.states = states or TargetStates(target, core.config.boundaries_for(layers))
         self.objective = TrainingTimeTest(
@@ -84,9 +88,11 @@ class Eagle3Trainer(Trainer):
                 "on every device: launch it with plain data parallelism (accelerate launch without --use_fsdp)."
             )
         self.batches = self._batches_of(train_dataset, args.world_size, args.process_index)
+        self.unlogged = torch.zeros(2, dtype=torch.float64)
         self.add_callback(_Epochs(self.batches))
+        self.add_callback(_LossWindow(self))
         if args.max_minutes is not None:
-            self.add_callback(_Sitting(args.max_minutes))
+            self.add_callback(_Sitting(args.max_minutes, time.monotonic() if began is None else began))
 
     # ------------------------------------------------------------------ batches
 
@@ -132,10 +138,19 @@ class Eagle3Trainer(Trainer):
 
     # ------------------------------------------------------------------ steps
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Trainer's `train`; but from a checkpoint of the last step no further one is taken: the best head is loaded,
-        as at the end of the run."""
-        if isinstance(resume_from_checkpoint, str):
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
+        """Trainer's `train`, which with True goes on from the newest whole checkpoint; from a checkpoint of the last
+        step no further one is taken: the best head is loaded, as at the end of the run.
+
+        Raises:
+            OSError: if there is no checkpoint to go on from.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = checkpoints.newest(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise OSError(f"{self.args.output_dir} holds no whole checkpoint: leave resume_from_checkpoint out.")
+        if resume_from_checkpoint:
+            resume_from_checkpoint = str(resume_from_checkpoint)
             state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
             if state.global_step >= state.max_steps:
                 self.state = state
@@ -144,7 +159,7 @@ class Eagle3Trainer(Trainer):
                 if self.args.load_best_model_at_end:
                     self._load_best_model()
                 return TrainOutput(state.global_step, 0.0, {})
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint or None, **kwargs)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         found = super()._init_training_state(*args, **kwargs)
@@ -181,6 +196,13 @@ class Eagle3Trainer(Trainer):
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
         return f"{kept}: start again with a lower learning rate, or without bf16."
 
+    def _unlogged(self) -> torch.Tensor:
+        """Summed loss of the updates that no line of the log tells of yet, and their number, float64 `[2]`."""
+        loss = self._tr_loss.detach().clone()
+        if self.args.world_size > 1:
+            loss = self.accelerator.gather(loss[None]).mean()
+        return torch.tensor([loss.item(), self.state.global_step - self._globalstep_last_logged], dtype=torch.float64)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log({**logs, "num_input_tokens_seen": self.state.num_input_tokens_seen}, start_time)
 
@@ -205,11 +227,23 @@ class Eagle3Trainer(Trainer):
 
     # ------------------------------------------------------------------ files
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; but where a sitting ends before the run, its newest checkpoint, from which the next sitting goes
+        on, stays whatever `save_total_limit` is."""
+        limit = self.args.save_total_limit
+        if self.state.global_step < self.state.max_steps:
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.objective.parameters()):
             raise FloatingPointError(
                 f"The head's weights are not finite after step {self.state.global_step}; {self._way_out()}"
             )
+        self.unlogged = self._unlogged()
         with checkpoints.intact(self.args.output_dir, self.state.global_step, self.args.should_save):
             super()._save_checkpoint(model, trial)
 
@@ -220,14 +254,16 @@ class Eagle3Trainer(Trainer):
             save_adapter(self.objective.head, folder)
         else:
             self.objective.exported().save_pretrained(folder)
-        save_file({"feature_scale": self.objective.feature_scale.cpu()}, folder / SCALE_FILE)
+        own = {"feature_scale": self.objective.feature_scale.cpu(), "unlogged": self.unlogged.cpu()}
+        save_file(own, folder / STATE_FILE)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        scale = load_file(folder / SCALE_FILE)["feature_scale"]
-        self.objective.feature_scale.copy_(scale)
+        own = load_file(folder / STATE_FILE)
+        self.objective.feature_scale.copy_(own["feature_scale"])
+        self.unlogged = own["unlogged"]
         if self._adapted:
             from peft import set_peft_model_state_dict
 
@@ -254,21 +290,31 @@ class _Epochs(TrainerCallback):
         self.batches.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
+class _LossWindow(TrainerCallback):
+    """Hands on the losses that the last sitting had not logged yet: the log is that of a run without a cut."""
+
+    def __init__(self, trainer: Eagle3Trainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        loss, updates = self.trainer.unlogged.tolist()
+        self.trainer._tr_loss += loss
+        self.trainer._globalstep_last_logged -= int(updates)
+        self.trainer.unlogged = torch.zeros(2, dtype=torch.float64)
+
+
 class _Sitting(TrainerCallback):
     """Ends a sitting at the first step after its time, with a checkpoint to go on from."""
 
-    def __init__(self, minutes: float) -> None:
-        self.seconds, self.started = 60 * minutes, 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.started = time.monotonic()
+    def __init__(self, minutes: float, began: float) -> None:
+        self.seconds, self.began = 60 * minutes, began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        over = torch.tensor(float(time.monotonic() - self.started > self.seconds))
+        over = torch.tensor(float(time.monotonic() - self.began > self.seconds))
         if torch.distributed.is_initialized():
             torch.distributed.broadcast(over := over.to(args.device), src=0)  # clocks differ, checkpoints must not
         if over.item():
             control.should_save = control.should_training_stop = True
 
 
-__all__: Sequence[str] = ["Eagle3Trainer"]
+__all__ = ["Eagle3Trainer"]

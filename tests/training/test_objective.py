@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from hf_eagle3.data.features import LogitRule, TargetStates
 from hf_eagle3.modeling_eagle3 import Eagle3DraftModel
+from hf_eagle3.training import losses
 from hf_eagle3.training.batches import Batch, Collator, Item
 from hf_eagle3.training.objective import LossSettings, TrainingTimeTest
 from hf_eagle3.training.rollout import supervision
@@ -92,6 +94,25 @@ def test_a_best_token_outside_the_vocabulary_costs_nothing(head: Any, target: An
     assert objective(head, target)(STEPS, **outside)["loss"] == 0
 
 
+def test_regression_compares_each_state_with_what_the_target_had_there(
+    head: Any, target: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of row t at step i drafts token t + 2 + i, which the target chose from its state at t + 1 + i."""
+    wanted: list[torch.Tensor] = []
+
+    def keep(states: torch.Tensor, of_target: torch.Tensor) -> torch.Tensor:
+        wanted.append(of_target)
+        return states.sum()
+
+    monkeypatch.setattr(losses, "regression", keep)
+    objective(head, target, ce=0.0, regression=1.0)(STEPS, **batch)
+    valid = supervision(batch["answers"], batch["documents"], STEPS)
+    for step, given in enumerate(wanted):
+        expected = [batch["last_hidden"][row, t + 1 + step] for row, t in valid[step].nonzero().tolist()]
+        assert torch.equal(given, torch.stack(expected))
+    assert len(wanted) == STEPS
+
+
 def test_regression_pulls_towards_the_last_hidden_state(head: Any, target: Any, batch: Batch) -> None:
     alone = objective(head, target, ce=0.0, regression=1.0)
     loss = alone(STEPS, **batch)["loss"]
@@ -113,16 +134,42 @@ def test_lk_uses_the_whole_vocabulary(head: Any, target: Any, batch: Batch) -> N
     torch.testing.assert_close(teacher.probs * teacher.share[:, None], probs, atol=1e-5, rtol=1e-5)
 
 
-def test_prefix_hits_of_a_perfect_and_a_hopeless_head(
-    head: Any, target: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prefix_hits_count_chains(head: Any, target: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the count by hand: drafts made up, two thirds of them right, on data that leaves the target's choice
+    here and there."""
+    generator, (rows, tokens) = torch.Generator().manual_seed(4), batch["ids"].shape
+    following = batch["ids"].roll(-1, 1) % 40  # all of the draft vocabulary
+    ids = following.roll(1, 1)
+    best = torch.where(torch.rand(rows, tokens, generator=generator) < 0.85, following, 50)
+    choice = best.roll(-1, 1)  # of the target one position on, about which a step-0 state drafts
+    plan = torch.stack([choice.roll(-step, 1) for step in range(STEPS)])
+    plan = torch.where(torch.rand(plan.shape, generator=generator) < 0.67, plan, 3) % 40
+
+    def planned(core: Any, sequences: Any, rows: torch.Tensor, steps: int) -> Iterator[torch.Tensor]:
+        for step in range(steps):
+            yield plan[step].gather(1, rows)
+
     part = objective(head, target)
-    hits = part.prefix_hits(batch, STEPS)
-    assert (hits[:, 0] <= hits[:, 1]).all()
-    assert hits[0, 1] == supervision(batch["answers"], batch["documents"], 1).sum()
-    # Where the data's next token never is the target's best, only the first draft of each row can be judged.
-    wrong = dict(batch, best=(batch["ids"].roll(-1, 1) + 1) % 64)
-    assert part.prefix_hits(wrong, STEPS)[1:, 1].sum() == 0
+    monkeypatch.setattr("hf_eagle3.training.objective.rollout", planned)
+    monkeypatch.setattr(part.core, "norm", torch.nn.Identity())
+    monkeypatch.setattr(part.core.lm_head, "forward", lambda drafts: torch.nn.functional.one_hot(drafts, 40))
+    batch = dict(batch, ids=ids, best=best)
+    hits, of = [0] * STEPS, [0] * STEPS
+    valid = supervision(batch["answers"], batch["documents"], STEPS)
+    for row, t in valid[0].nonzero().tolist():
+        right = True
+        for step in range(STEPS):
+            if not valid[step, row, t]:
+                break
+            chosen = best[row, t + 1 + step]
+            right = right and bool(plan[step, row, t] == chosen)
+            of[step] += 1
+            hits[step] += right
+            if ids[row, t + 2 + step] != chosen:
+                break
+    assert part.prefix_hits(batch, STEPS).T.tolist() == [hits, of]
+    assert 0 < hits[2] < hits[1] < hits[0] < of[0]
+    assert of[2] < of[1] < of[0]
 
 
 def test_export_folds_the_scale_exactly_and_back(head: Any, target: Any, batch: Batch) -> None:

@@ -63,25 +63,26 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "error", "told"),
+    ("values", "told"),
     [
-        ({"learnig_rate": 1.0}, ValueError, "did you mean learning_rate"),
-        ({"zzz": 1}, ValueError, "'zzz', which nothing knows; see"),
-        ({"output_dir": "x"}, ValueError, "'output_dir', which nothing knows"),
-        ({"max_steps": "ten"}, TypeError, "max_steps is 'ten', a str; it must be int"),
-        ({"bf16": 1}, TypeError, "bf16 is 1, a int; it must be bool"),
-        ({"seed": True}, TypeError, "seed is True"),
-        ({"boundaries": [2, "4"]}, TypeError, "must be list of int or absent"),
-        ({"features": "disk"}, ValueError, "choose cache or online"),
-        ({"dtype": "int4"}, ValueError, "dtype is 'int4'; choose"),
-        ({"lora_rank": 4}, ValueError, "name the head with init"),
-        ({"init": "head", "draft_vocab_size": 9}, ValueError, "leave out draft_vocab_size"),
-        ({"init": "head", "lora_rank": 0}, ValueError, "a rank of at least 1"),
-        ({"data": None}, TypeError, "data is None"),
+        ({"learnig_rate": 1.0}, "did you mean learning_rate"),
+        ({"zzz": 1}, "'zzz', which nothing knows; see"),
+        ({"output_dir": "x"}, "'output_dir', which nothing knows"),
+        ({"max_steps": "ten"}, "max_steps is 'ten', a str; it must be int"),
+        ({"bf16": 1}, "bf16 is 1, a int; it must be bool"),
+        ({"seed": True}, "seed is True"),
+        ({"boundaries": [2, "4"]}, "must be list of int or absent"),
+        ({"features": "disk"}, "choose cache or online"),
+        ({"dtype": "int4"}, "dtype is 'int4'; choose"),
+        ({"features_dtype": "int8"}, "features_dtype is 'int8'; choose"),
+        ({"lora_rank": 4}, "name the head with init"),
+        ({"init": "head", "draft_vocab_size": 9}, "leave out draft_vocab_size"),
+        ({"init": "head", "lora_rank": 0}, "a rank of at least 1"),
+        ({"data": None}, "data is None"),
     ],
 )
-def test_what_is_wrong_is_told(values: dict[str, Any], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_what_is_wrong_is_told(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
         read_recipe(None, {"data": "data", **values})
 
 

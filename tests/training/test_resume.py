@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny_training import arguments, losses, own_rows, tiny_head, tiny_target
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_eagle3.training import checkpoints
@@ -46,15 +47,17 @@ class StopAt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"packing": True}, {"bf16": True}, {"logging_steps": 4}], ids=str)
 @pytest.mark.parametrize("sittings", [[5], [3, 4, 9]])
-def test_sittings_are_one_run(tmp_path: Path, sittings: list[int], packing: bool) -> None:
-    whole = run(tmp_path / "whole", packing=packing)
+def test_sittings_are_one_run(tmp_path: Path, sittings: list[int], fields: dict[str, Any]) -> None:
+    """Weights, and the losses of the log: of windows of several steps, cut anywhere, too."""
+    whole = run(tmp_path / "whole", **fields)
     for stop in sittings:
-        part = run(tmp_path / "parts", StopAt(stop), packing=packing)
+        part = run(tmp_path / "parts", StopAt(stop), **fields)
         assert part.state.global_step == stop
-    last = run(tmp_path / "parts", packing=packing)
+    last = run(tmp_path / "parts", **fields)
     assert losses(last) == losses(whole)
+    assert len(losses(last)) == STEPS // fields.get("logging_steps", 1)
     for one, other in zip(last.objective.parameters(), whole.objective.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -64,6 +67,36 @@ def test_a_sitting_ends_in_time_with_a_checkpoint(tmp_path: Path) -> None:
     assert part.state.global_step == 1
     assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-1"
     assert run(tmp_path).state.global_step == STEPS
+
+
+def test_a_sitting_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
+    """With one checkpoint to be kept, and that the best one, the newest stays until the run is over."""
+    run(tmp_path, StopAt(6), save_total_limit=1)
+    assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-6"
+    whole = run(tmp_path, save_total_limit=1)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{whole.state.best_global_step}"]
+
+
+def test_the_clock_starts_when_the_caller_says(tmp_path: Path) -> None:
+    target = tiny_target()
+    rows = own_rows(target)
+    args = arguments(tmp_path, max_minutes=60)
+    trainer = Eagle3Trainer(tiny_head(target), target, args, rows[4:], rows[:4], began=time.monotonic() - 3601)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_true_goes_on_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path, StopAt(5))
+    (tmp_path / "checkpoint-6").mkdir()
+    target = tiny_target()
+    rows = own_rows(target)
+    trainer = Eagle3Trainer(tiny_head(target), target, arguments(tmp_path, max_steps=STEPS), rows[4:], rows[:4])
+    trainer.train(resume_from_checkpoint=True)
+    assert len(losses(trainer)) == STEPS
+    empty = Eagle3Trainer(tiny_head(target), target, arguments(tmp_path / "empty"), rows[4:], rows[:4])
+    with pytest.raises(OSError, match="no whole checkpoint"):
+        empty.train(resume_from_checkpoint=True)
 
 
 def test_the_best_checkpoint_is_found_where_the_run_was_moved(tmp_path: Path) -> None:
@@ -120,9 +153,12 @@ def test_killed_and_resumed(tmp_path: Path, moment: str) -> None:
     process = spawn(folder)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors.decode()[-2000:]
-    whole = losses(run(tmp_path / "whole"))
-    assert len(whole) == STEPS
-    assert json.loads((folder / "losses.json").read_text()) == whole
+    whole = run(tmp_path / "whole")
+    assert len(losses(whole)) == STEPS
+    assert json.loads((folder / "losses.json").read_text()) == losses(whole)
+    resumed = load_file(folder / f"checkpoint-{STEPS}" / "model.safetensors")
+    left_alone = load_file(tmp_path / "whole" / f"checkpoint-{STEPS}" / "model.safetensors")
+    assert all(torch.equal(resumed[name], left_alone[name]) for name in left_alone)
 
 
 @pytest.mark.parametrize("state", [None, "", "{", '{"global_step": 3}'])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from hf_eagle3.data.store import load_dataset
 from hf_eagle3.modeling_eagle3 import Eagle3DraftModel
 from hf_eagle3.training.command import train
 from hf_eagle3.training.trainer import Eagle3Trainer
@@ -117,6 +119,29 @@ def test_a_finished_run_is_left_as_it_is(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out" / "model.safetensors").unlink()
     run("out")
     assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+def test_online_sums_the_mass_once_and_knows_its_data(
+    run: Run, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("out", "--max-minutes", "0.000001", features="online")
+    monkeypatch.setattr("hf_eagle3.training.run.token_mass", lambda *_: pytest.fail("summed again"))
+    told = run("out", "--max-minutes", "0.000001", features="online").output
+    assert "step 2 of 6" in told
+    other = load_dataset(data)
+    other["train"] = other["train"].select(range(5))
+    other.save_to_disk(tmp_path / "other")
+    shutil.rmtree(data)
+    (tmp_path / "other").rename(data)
+    assert "is not what it was when the run" in str(run("out", features="online", expect=1).exception)
+
+
+def test_features_are_kept_in_the_dtype_asked_for(run: Run, tmp_path: Path) -> None:
+    run("out", "--features-dtype", "float16")
+    (shard,) = (tmp_path / "out" / "features" / "train").glob("features-*.safetensors")
+    assert load_file(shard)["features"].dtype == torch.float16
+    changed = str(run("out", "--features-dtype", "float32", expect=1).exception)
+    assert "features_dtype was float16 and is float32" in changed
 
 
 def test_online_is_the_cached_run(run: Run, tmp_path: Path) -> None:

@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.targets import GOLDEN
 from helpers.tiny_training import arguments, losses, untouched
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM, Trainer
 
+from hf_eagle3.configuration_eagle3 import Eagle3Config
 from hf_eagle3.data.feature_store import FeatureStore, write_features
 from hf_eagle3.data.features import TargetStates
 from hf_eagle3.modeling_eagle3 import Eagle3DraftModel
-from hf_eagle3.training import checkpoints
+from hf_eagle3.training import checkpoints, measuring
 from hf_eagle3.training.trainer import Eagle3Trainer
 
 Rows = list[dict[str, Any]]
@@ -168,11 +170,93 @@ def test_trackio_hears_of_the_acceptance_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [({"ttt_stages": "7"}, "share:steps"), ({"ttt_stages": "0.5:2"}, "sum to 1"), ({"loss": "mse"}, "choose one of"),
-     ({"max_minutes": 0}, "max_minutes"), ({"max_batch_tokens": 0}, "max_batch_tokens")],
+     ({"max_minutes": 0}, "max_minutes"), ({"max_batch_tokens": 0}, "max_batch_tokens"),
+     ({"eval_steps": 2}, "make them equal"), ({"eval_prompts": 0}, "eval_prompts is 0"),
+     ({"max_steps": -1, "num_train_epochs": 0}, "saw nothing"), ({"auto_find_batch_size": True}, "change nothing")],
 )  # fmt: skip
 def test_senseless_arguments_are_refused(tmp_path: Path, wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         arguments(tmp_path, **wrong)
+
+
+def test_a_process_has_one_device(tmp_path: Path) -> None:
+    """On a machine of many, Trainer would wrap the objective in DataParallel, which cuts divisors and rows apart."""
+    args = arguments(tmp_path)
+    assert args.device.type == "cpu"
+    args._n_gpu = 4
+    assert args.n_gpu == 1
+    assert args.parallel_mode.value == "not_parallel"
+
+
+def test_fsdp_is_refused(
+    target: Any, head: Eagle3DraftModel, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Trainer.create_accelerator_and_postprocess
+
+    def sharded(self: Trainer) -> None:
+        make(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(ValueError, match="plain data parallelism"):
+        Eagle3Trainer(head, target, arguments(tmp_path), rows[4:], rows[:4])
+
+
+def test_embeddings_of_its_own_stay_as_they_are(target: Any, rows: Rows, tmp_path: Path) -> None:
+    head = Eagle3DraftModel(Eagle3Config.from_target(target.config, draft_vocab_size=40, own_embeddings=True))
+    head.set_draft_vocabulary(torch.arange(40))
+    before = head.embed_tokens.weight.clone()
+    Eagle3Trainer(head, target, untouched(tmp_path, max_steps=2), rows).train()
+    assert torch.equal(head.embed_tokens.weight, before)
+    assert not any("embed_tokens" in name for name, part in head.named_parameters() if part.requires_grad)
+
+
+def test_the_acceptance_length_is_the_decoders(tmp_path: Path) -> None:
+    """On a target and a head that were trained for one another: what `generate` itself needs in forwards."""
+    target = AutoModelForCausalLM.from_pretrained(GOLDEN / "llama_target", dtype=torch.float32).eval()
+    head = AutoModel.from_pretrained(GOLDEN / "eagle3_llama_head", dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    held_out = []
+    for _ in range(4):
+        prompt = torch.randint(3, target.config.vocab_size, (1, 6), generator=generator)
+        ids = target.generate(prompt, min_new_tokens=20, max_new_tokens=20, do_sample=False)[0].tolist()
+        held_out.append({"input_ids": ids, "loss_mask": [False] * 6 + [True] * 20})
+    trainer = Eagle3Trainer(head, target, arguments(tmp_path, eval_prompts=3), held_out, held_out)
+    measured = trainer.evaluate()["eval_acceptance_length"]
+    passes, lengths, forward = [0], [], target.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        passes[0] += 1
+        return forward(*args, **kwargs)
+
+    target.forward = counted
+    with torch.inference_mode():
+        for row in held_out[:3]:
+            prompt = torch.tensor([row["input_ids"][:6]])
+            out = target.generate(
+                prompt, attention_mask=torch.ones_like(prompt), assistant_model=head, max_new_tokens=8,
+                do_sample=False, return_dict_in_generate=True,
+            )  # fmt: skip
+            lengths += out.acceptance_lengths[0]
+    assert passes[0] == len(lengths) + 3  # and the three prompts'
+    assert measured == pytest.approx(sum(lengths) / len(lengths))
+    assert measured > 1.5
+
+
+def test_the_best_checkpoint_becomes_the_head(
+    target: Any, head: Eagle3DraftModel, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Acceptance that rises and falls again: the head is the one of its peak."""
+    told = iter([1.5, 2.5, 2.0])
+    monkeypatch.setattr(measuring, "on_prompts", lambda *_: {"acceptance_length": next(told)})
+    args = arguments(tmp_path, max_steps=9, eval_steps=3, save_steps=3)
+    trainer = Eagle3Trainer(head, target, args, rows[4:], rows[:4])
+    trainer.train()
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (6, 2.5)
+    peak = Eagle3DraftModel.from_pretrained(tmp_path / "checkpoint-6")
+    last = Eagle3DraftModel.from_pretrained(tmp_path / "checkpoint-9")
+    assert torch.equal(trainer.objective.exported().fc.weight, peak.fc.weight)
+    assert not torch.equal(peak.fc.weight, last.fc.weight)
 
 
 def test_no_data_is_refused(target: Any, head: Eagle3DraftModel, tmp_path: Path) -> None:
