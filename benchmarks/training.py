@@ -3,18 +3,19 @@
     python benchmarks/training.py [--json FILE]
 
 The plain loop (tests/helpers/dense_training.py) is the usual plain form: the target runs along, its softmax goes
-over the whole vocabulary, attention is one dense mask, every row of every step is computed. Both train fresh heads for
-the embedded target on the same conversations, in turns, and must meet the same loss. Nothing else may run.
+over the whole vocabulary, attention is one dense mask, every row of every step is computed. Both train the same fresh
+head for the embedded target on the same batches, the plain one after each update of `Eagle3Trainer`, and where they do
+the same arithmetic they must meet the same losses. Nothing else may run.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,123 +27,152 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from helpers.dense_training import dense_batch_loss  # noqa: E402  # the path to it is set two lines above
+from transformers import TrainerCallback  # noqa: E402
 
 from hf_eagle3 import embedded  # noqa: E402
 from hf_eagle3.configuration_eagle3 import default_boundaries  # noqa: E402
 from hf_eagle3.data.conversations import load_conversations  # noqa: E402
+from hf_eagle3.data.feature_store import FeatureStore, write_features  # noqa: E402
 from hf_eagle3.data.features import TargetStates, token_mass  # noqa: E402
 from hf_eagle3.evaluation.report import provenance, write_json  # noqa: E402
+from hf_eagle3.training.arguments import Eagle3TrainingArguments  # noqa: E402
 from hf_eagle3.training.batches import Collator  # noqa: E402
 from hf_eagle3.training.initialisation import feature_scale, fresh_head  # noqa: E402
-from hf_eagle3.training.objective import LossSettings, TrainingTimeTest  # noqa: E402
+from hf_eagle3.training.objective import TrainingTimeTest  # noqa: E402
+from hf_eagle3.training.trainer import Eagle3Trainer  # noqa: E402
 from hf_eagle3.training.vocabulary import choose_vocabulary  # noqa: E402
 
 TEXT = ROOT / "model_cards" / embedded.HEAD_NAME / "training_ids.safetensors"
-VOCABULARY, BATCH, STEPS = 8192, 8, 4
+VOCABULARY, BATCH_TOKENS, STEPS, CONVERSATIONS, WARM_UP = 8192, 2560, 4, 160, 2
+# What is timed. Only where every row is computed and nothing is rounded can the losses be those of the plain loop.
+WAYS: dict[str, dict[str, Any]] = {
+    "float32, every row, states cached": {"bf16": False, "anchor_share": 1.0},
+    "bfloat16, every row, states cached": {"bf16": True, "anchor_share": 1.0},
+    "bfloat16, every row, target running along": {"bf16": True, "anchor_share": 1.0, "online": True},
+    "bfloat16, as by default (half the rows)": {"bf16": True, "anchor_share": 0.5},
+}
 
 
 class Bench:
-    """A target, conversations, and fresh heads that are all the same."""
+    """A target, conversations, and a fresh head that every run begins with."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
         self.target, _ = embedded.load(dtype=dtype)
         self.states = TargetStates(self.target, default_boundaries(self.target.config.num_hidden_layers))
-        rows = [(c.ids, c.mask) for c in load_conversations(TEXT) if 200 <= len(c.ids) <= 300]
-        self.rows = rows[: 4 * BATCH]
-        mass = token_mass(self.states, self.rows)
+        chats = [(c.ids, c.mask) for c in load_conversations(TEXT) if 200 <= len(c.ids) <= 300]
+        self.rows = [{"input_ids": ids, "loss_mask": mask} for ids, mask in chats[:CONVERSATIONS]]
+        mass = token_mass(self.states, chats[:CONVERSATIONS])
         vocabulary = choose_vocabulary(mass, VOCABULARY, [2])
         output = self.states.logit_rule.rows(vocabulary).weight.float()
-        self.scale = feature_scale(self.states.examples(self.rows[:8]), 3)
         self.head = fresh_head(self.target, vocabulary, output, 0, self.states.boundaries)
-        self.examples = self.states.examples(self.rows)
+        self.scale = feature_scale(self.states.examples(chats[:16]), len(self.states.boundaries))
 
-    def trainer(self, anchors: float, autocast: bool) -> Callable[[int], float]:
-        """One update of ours on batch `n`, from cached states; gives the loss."""
+    def trainer(self, folder: Path, **options: Any) -> Eagle3Trainer:
+        """Ours, on cached states unless `online`."""
+        online = options.pop("online", False)
+        data: Any = self.rows
+        if not online:
+            write_features(self.states, self.rows, folder / "features")
+            data = FeatureStore(folder / "features", self.states.boundaries)
+        args = Eagle3TrainingArguments(
+            str(folder), ttt_stages=f"1:{STEPS}", eval_strategy="no", save_strategy="no", logging_steps=1,
+            load_best_model_at_end=False, disable_tqdm=True, max_batch_tokens=BATCH_TOKENS, **options,
+        )  # fmt: skip
         head = copy.deepcopy(self.head)
-        settings = LossSettings(anchor_share=anchors)
-        part = TrainingTimeTest(head, self.target.get_input_embeddings(), self.states.logit_rule, self.scale, settings)
-        update = self._updater(head)
-        collate = Collator(packed=False)
+        return Eagle3Trainer(head, self.target, args, data, feature_scale=self.scale, states=self.states)
 
-        def step(n: int) -> float:
-            batch = collate([(example, i) for i, example in enumerate(self._part(self.examples, n))])
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = part(STEPS, **batch)["loss"]
-            return update(loss)
+    def plain(self, bf16: bool) -> Callable[[list[int], float], float]:
+        """One update of the plain loop on the conversations of some numbers, with a learning rate; gives the loss."""
+        head, embeddings = copy.deepcopy(self.head), copy.deepcopy(self.target.get_input_embeddings()).float()
+        embeddings.requires_grad_(False)
+        optimizer = torch.optim.AdamW(head.parameters(), betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
-        return step
-
-    def plain(self, autocast: bool) -> Callable[[int], float]:
-        """One update of the plain loop on the same conversations."""
-        head = copy.deepcopy(self.head)
-        with torch.no_grad():
-            head.fc.weight.mul_(self.scale)  # the plain loop knows no scale: the same function, other gradients of fc
-        update = self._updater(head)
-        embeddings = copy.deepcopy(self.target.get_input_embeddings()).float().requires_grad_(False)
-
-        def step(n: int) -> float:
-            chats = []
-            for ids, mask in self._part(self.rows, n):
-                with torch.no_grad():
-                    out = self.target(torch.tensor([ids]), output_hidden_states=self.states.boundaries)
-                features = torch.cat([out.hidden_states[b][0] for b in self.states.boundaries], -1).float()
-                chats.append((torch.tensor(ids), torch.tensor(mask), features, out.logits[0].float()))
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss, _ = dense_batch_loss(head, embeddings, chats, STEPS)
-            return update(loss)
-
-        return step
-
-    def tokens(self, n: int) -> int:
-        return sum(len(ids) for ids, _ in self._part(self.rows, n))
-
-    @staticmethod
-    def _part(values: list[Any], n: int) -> list[Any]:
-        first = n * BATCH % len(values)
-        return values[first : first + BATCH]
-
-    @staticmethod
-    def _updater(head: torch.nn.Module) -> Callable[[torch.Tensor], float]:
-        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-
-        def update(loss: torch.Tensor) -> float:
+        def update(numbers: list[int], learning_rate: float) -> float:
+            loss, _ = self._plain_loss(head, embeddings, numbers, bf16)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            optimizer.param_groups[0]["lr"] = learning_rate
             optimizer.step()
             return float(loss.detach())
 
         return update
 
+    def _plain_loss(self, head: Any, embeddings: Any, numbers: list[int], bf16: bool) -> Any:
+        chats = []
+        for row in (self.rows[number] for number in numbers):
+            ids = torch.tensor(row["input_ids"])
+            with torch.no_grad():
+                out = self.target(ids[None], output_hidden_states=self.states.boundaries)
+            features = torch.cat([out.hidden_states[boundary][0] for boundary in self.states.boundaries], -1).float()
+            chats.append((ids, torch.tensor(row["loss_mask"]), features * self.scale, out.logits[0].float()))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return dense_batch_loss(head, embeddings, chats, STEPS)
 
-def speed(updates: int) -> dict[str, Any]:
-    """Tokens per second of each way, in turns after a warm-up, and the first losses beside one another."""
-    rows: dict[str, Any] = {}
-    for name, dtype, autocast in (("float32", torch.float32, False), ("bfloat16", torch.bfloat16, True)):
-        bench = Bench(dtype)
-        ways = {
-            "plain loop": bench.plain(autocast),
-            "trainer": bench.trainer(1.0, autocast),
-            "trainer, half the rows after step 0": bench.trainer(0.5, autocast),
-        }
-        first = {way: step(0) for way, step in ways.items()}
-        rates: dict[str, list[float]] = {way: [] for way in ways}
-        for n in range(1, updates + 1):
-            for way, step in ways.items():
-                started = time.perf_counter()
-                step(n)
-                rates[way].append(bench.tokens(n) / (time.perf_counter() - started))
-        for way in ways:
-            ratios = [ours / plain for ours, plain in zip(rates[way], rates["plain loop"], strict=True)]
-            rows[f"{way}, {name}"] = {
-                "tokens_per_second": statistics.median(rates[way]),
-                "ratio": statistics.median(ratios),
-                "lowest_ratio": min(ratios),
-                "highest_ratio": max(ratios),
-                "first_loss": first[way],
-            }
+
+class Pair(TrainerCallback):
+    """Times every update of the trainer and, right after it, the plain loop's on the same conversations."""
+
+    def __init__(self, plain: Callable[[list[int], float], float]) -> None:
+        self.plain = plain
+        self.batches: list[list[int]] = []
+        self.learning_rate = 0.0
+        self.seconds: list[tuple[float, float]] = []
+        self.losses: list[float] = []
+        self.ended = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.ended = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        self.learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        ours = time.perf_counter() - self.ended  # from the end of the plain update on: the batch is in it
+        started = time.perf_counter()
+        self.losses.append(self.plain(self.batches[state.global_step - 1], self.learning_rate))
+        self.seconds.append((ours, time.perf_counter() - started))
+        self.ended = time.perf_counter()
+
+
+def speed(updates: int) -> list[dict[str, Any]]:
+    """Tokens per second of each way of training beside the plain loop, after two updates of warm-up."""
+    rows = []
+    for name, options in WAYS.items():
+        bf16 = options["bf16"]
+        bench = Bench(torch.bfloat16 if bf16 else torch.float32)
+        pair = Pair(bench.plain(bf16))
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = bench.trainer(Path(folder), max_steps=updates + WARM_UP, **options)
+            trainer.add_callback(pair)
+            trainer.batches.set_epoch(0)
+            pair.batches = [[int(index) for index, _ in batch] for batch in trainer.batches]
+            trainer.train()
+        ours = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        timed = list(zip(pair.batches[WARM_UP:], pair.seconds[WARM_UP:], strict=False))
+        tokens = [sum(len(bench.rows[number]["input_ids"]) for number in numbers) for numbers, _ in timed]
+        ratios = sorted(plain / seconds for _, (seconds, plain) in timed)
+        rows.append({
+            "way": name,
+            "updates": len(timed),
+            "tokens_per_second": statistics.median(n / s for n, (_, (s, _)) in zip(tokens, timed, strict=True)),
+            "plain_tokens_per_second": statistics.median(n / s for n, (_, (_, s)) in zip(tokens, timed, strict=True)),
+            "ratio": statistics.median(ratios),
+            "lowest_ratio": ratios[0],
+            "highest_ratio": ratios[-1],
+            "largest_difference_of_losses": max(abs(a - b) for a, b in zip(ours, pair.losses, strict=True)),
+            "first_loss": ours[0],
+            "last_loss": ours[-1],
+        })  # fmt: skip
+        print(told(rows[-1]), flush=True)
     return rows
+
+
+def told(row: dict[str, Any]) -> str:
+    speeds = f"{row['tokens_per_second']:5.0f} tokens/s, plain loop {row['plain_tokens_per_second']:4.0f}"
+    ratios = f"{row['ratio']:.2f} times ({row['lowest_ratio']:.2f}-{row['highest_ratio']:.2f})"
+    losses = f"loss {row['first_loss']:.4f} to {row['last_loss']:.4f}"
+    return f"{row['way']:42} {speeds}: {ratios}; {losses}, {row['largest_difference_of_losses']:.1g} apart at most"
 
 
 def memory(tokens: int, steps: int, checkpointing: bool) -> float:
@@ -150,12 +180,11 @@ def memory(tokens: int, steps: int, checkpointing: bool) -> float:
     import resource
 
     bench = Bench(torch.bfloat16)
-    ids = [token for row, _ in bench.rows for token in row]
+    ids = [token for row in bench.rows for token in row["input_ids"]]
     count = max(1, 4096 // tokens)
-    chats = [((ids * 4)[n * tokens : (n + 1) * tokens], [j >= 32 for j in range(tokens)]) for n in range(count)]
+    chats = [(ids[n * tokens : (n + 1) * tokens], [j >= 32 for j in range(tokens)]) for n in range(count)]
     batch = Collator(packed=False)([(example, n) for n, example in enumerate(bench.states.examples(chats))])
-    head = copy.deepcopy(bench.head)
-    part = TrainingTimeTest(head, bench.target.get_input_embeddings(), bench.states.logit_rule, bench.scale).train()
+    part = TrainingTimeTest(bench.head, bench.target.get_input_embeddings(), bench.states.logit_rule).train()
     if checkpointing:
         part.activation_checkpointing_enable()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
@@ -193,16 +222,11 @@ def main() -> None:
         tokens, steps, checkpointing = given.memory_of
         print(memory(tokens, steps, bool(checkpointing)))
         return
-    rows = speed(given.updates)
-    for way, row in rows.items():
-        print(
-            f"{way:48} {row['tokens_per_second']:6.0f} tokens/s, {row['ratio']:.2f} times the plain loop "
-            f"({row['lowest_ratio']:.2f}-{row['highest_ratio']:.2f}), first loss {row['first_loss']:.5f}"
-        )
-    settings = {"batch": BATCH, "steps": STEPS, "draft_vocab_size": VOCABULARY, "updates": given.updates}
-    record = {"provenance": provenance(settings), "speed": rows, "memory": memory_table()}
+    settings = {"batch_tokens": BATCH_TOKENS, "steps": STEPS, "draft_vocab_size": VOCABULARY, "updates": given.updates}
+    record: dict[str, Any] = {"provenance": provenance(settings), "speed": speed(given.updates)}
+    record["memory"] = memory_table()
     if given.json is not None:
-        write_json(given.json, json.loads(json.dumps(record)))
+        write_json(given.json, record)
 
 
 if __name__ == "__main__":

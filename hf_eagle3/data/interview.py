@@ -16,6 +16,7 @@ from typing import Any
 
 from .conversations import Conversation
 from .tally import Tally
+from .template import TemplateError, chat_text
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,14 @@ class Plan:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; a share lies between 0 and 1.")
         if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}: give one above 0, and greedy_share 1 for greedy.")
+            raise ValueError(
+                f"temperature is {self.temperature}: give one above 0 (--temperature), and for greedy answers alone a "
+                "greedy_share of 1 (--greedy-share)."
+            )
         if not 0 < self.max_answer < self.max_length:
             raise ValueError(
                 f"Answers of up to {self.max_answer} tokens do not fit in conversations of up to {self.max_length}: "
-                "give a max_answer between 1 and less than max_length."
+                "give a max_answer (--max-answer) from 1 to less than max_length (--max-length)."
             )
 
 
@@ -156,11 +160,8 @@ def given_interview(plan: Plan, number: int, turns: Iterable[str], system: str |
 
 def takes_system(tokenizer: Any) -> bool:
     """Whether a system message reaches the text; some templates refuse it, and some leave it out."""
-    from jinja2.exceptions import TemplateError
-
     word = "\u241eSYSTEM\u241e"
-    messages = [{"role": "system", "content": word}, {"role": "user", "content": "?"}]
     try:
-        return word in str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except TemplateError:  # what a template raises by itself
+        return word in chat_text(tokenizer, [{"role": "system", "content": word}, {"role": "user", "content": "?"}])
+    except TemplateError:
         return False

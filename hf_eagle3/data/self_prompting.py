@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from .filters import loops
 from .interview import Interview, Plan, draws, request_seed, takes_system
-from .openings import SYSTEM_PROMPTS, Kind, fill, pick_kind
+from .openings import KINDS, SYSTEM_PROMPTS, Kind, fill, pick_kind
 from .slots import Completion, Request
-from .template import before_user
+from .template import before_user, prompt_ids
 
 _QUOTES = '"""'
 _FOLLOW_UP_TOKENS, _FOLLOW_UP_LENGTH = 64, 420  # of a second user turn, and of the conversation that gets one
+_FEWEST, _ROOM = 32, 64  # tokens that a user turn can take at least, without and with its opening
 _PASSAGES = 32  # from so many on, openings are built of them
 _LONGEST, _LONGEST_PASSAGE = 500, 8  # characters of a user turn; characters for each token of a passage
 _SAMPLED = "sampled user turns"
@@ -41,25 +42,28 @@ class _Draft:
     rng: Random
     opening: list[int]
 
-    @property
-    def hint(self) -> str:
-        return f"You are a helpful assistant. {fill(self.kind.hint, self.rng)}"
-
 
 class SelfPrompter:
     """Makes up the user turns of interviews: `begin` one, ask for its `next` turn, `read` what the target sampled.
 
-    Without a system message in the template there are neither hints nor system prompts.
+    Without a system message in the template there are neither hints nor system prompts. A user turn that would not fit
+    in the plan's `max_length` is cut short or left out.
 
     Raises:
-        ValueError: if the template cannot be cut where a user's text begins.
+        ValueError: if the template cannot be cut where a user's text begins, or the plan has no room for user turns.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> None:
         self.tokenizer, self.plan = tokenizer, plan
         self.passages: deque[list[int]] = deque(maxlen=512)
-        before_user(tokenizer, [])
         self.takes_system = takes_system(tokenizer)
+        shortest = self._shortest()
+        if plan.max_length < shortest:
+            raise ValueError(
+                f"Conversations of up to {plan.max_length} tokens have no room for a user turn and an answer of up to "
+                f"{plan.max_answer}: give a max_length (--max-length) of {shortest} or more, or a smaller max_answer "
+                "(--max-answer)."
+            )
 
     def begin(self, number: int) -> Interview:
         """A new interview, of the kind and with the opening that its number draws."""
@@ -82,19 +86,36 @@ class SelfPrompter:
         if not interview.answered:
             if draft.kind.max_new_tokens == 0:
                 return Question(self._text(draft.opening), "")
-            hint = [{"role": "system", "content": draft.hint}] if self.takes_system else []
-            return self._request(interview, before_user(self.tokenizer, hint), draft.kind.max_new_tokens)
+            return self._request(interview, self._hinted(draft.kind, draft.rng), draft.kind.max_new_tokens)
         length = len(interview.examples[-1].ids)
         if not draft.two_turns or interview.answered > 1 or not interview.finished or length > _FOLLOW_UP_LENGTH:
             return None
         draft.opening = []
         return self._request(interview, before_user(self.tokenizer, interview.messages), _FOLLOW_UP_TOKENS)
 
-    def _request(self, interview: Interview, ids: list[int], tokens: int) -> Request:
+    def _request(self, interview: Interview, ids: list[int], tokens: int) -> Request | None:
         draft, plan = interview.draft, self.plan
+        ids = ids + draft.opening
+        room = plan.max_length - len(ids)
+        if room < _FEWEST:
+            interview.tally.dropped(_SAMPLED, f"over {plan.max_length} tokens")
+            return None
         temperature = draft.rng.choice(plan.prompt_temperatures)
         seed = request_seed(plan.seed, interview, "user")
-        return Request(ids + draft.opening, tokens, temperature, plan.prompt_top_p, seed, interview)
+        return Request(ids, min(tokens, room), temperature, plan.prompt_top_p, seed, interview)
+
+    def _hinted(self, kind: Kind, rng: Random) -> list[int]:
+        """What stands before the first user turn of a `kind` while it is sampled."""
+        if not self.takes_system:
+            return before_user(self.tokenizer, [])
+        hint = f"You are a helpful assistant. {fill(kind.hint, rng)}"
+        return before_user(self.tokenizer, [{"role": "system", "content": hint}])
+
+    def _shortest(self) -> int:
+        """The least `max_length` with which user turns can be sampled, and answered."""
+        sampled = max(len(self._hinted(kind, Random(0))) for kind in KINDS)
+        answered = len(prompt_ids(self.tokenizer, [{"role": "user", "content": "?"}])) + self.plan.max_answer
+        return max(sampled, answered) + _ROOM
 
     def read(self, interview: Interview, completion: Completion) -> Question | None:
         """The user turn that the target sampled, a docstring cut where it closes; None, counted, if it is no turn."""

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+_BACKENDS = ("sdpa", "eager")  # attention implementations that take a mask of every row's own columns
 _TOP_K = 256
 _ASK_EVERY = 32  # tokens of a row between two questions whether it is worth going on
 
@@ -120,7 +121,8 @@ class SlotDecoder:
         stop_early: asked now and then with a row's new ids; ends the row (unfinished) when it says so.
 
     Raises:
-        ValueError: the model has layers that this kind of cache cannot serve.
+        ValueError: the model has layers that this kind of cache cannot serve, or runs another attention
+            implementation than `"sdpa"` or `"eager"`.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class SlotDecoder:
         stop_early: Callable[[Request, list[int]], bool] | None = None,
     ) -> None:
         _check_layers(model, max_length)
+        self.backend = _backend(model)
         self.model, self.eos_ids, self.max_length, self.refill = model, set(eos_ids), max_length, refill
         self.stop_early = stop_early
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -221,14 +224,22 @@ class SlotDecoder:
         begun = [row.start if row.request is not None else self.cursor for row in self.rows]
         starts = torch.tensor(begun, device=device)[:, None]
         columns = torch.arange(first, self.cursor + 1, device=device)
-        mask = (columns >= starts)[:, None, None, :]
+        visible = (columns >= starts)[:, None, None, :]
         out = self.model(
             input_ids=torch.tensor(newest, device=device)[:, None],
-            attention_mask=mask, position_ids=self.cursor - starts, past_key_values=self.cache,
+            attention_mask=self._mask(visible), position_ids=self.cursor - starts, past_key_values=self.cache,
         )  # fmt: skip
         self._set_cursor(self.cursor + 1)
         self.steps += 1
         yield from self._append(live, out.logits[live, -1])
+
+    def _mask(self, visible: torch.Tensor) -> torch.Tensor:
+        """As the attention takes it: sdpa a bool mask, while eager adds what it is given, bool or not."""
+        if self.backend == "sdpa":
+            return visible
+        dtype = self.model.dtype
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(dtype).min)
 
     def _append(self, slots: list[int], logits: torch.Tensor) -> Iterator[Completion]:
         rows = [self.rows[slot] for slot in slots]
@@ -299,3 +310,15 @@ def _check_layers(model: PreTrainedModel, max_length: int) -> None:
             f"{type(model).__name__} attends {window} tokens back, and rows of up to {max_length} were asked "
             f"for: give --max-length {window} at the most, or let a server write the answers (`--server URL`)."
         )
+
+
+def _backend(model: PreTrainedModel) -> str:
+    """The attention implementation that the decoder runs."""
+    backend = str(model.config.get_text_config(decoder=True)._attn_implementation)
+    if backend not in _BACKENDS:
+        raise ValueError(
+            f"{type(model).__name__} runs attention implementation {backend!r}, and decoding many rows at once takes "
+            '`attn_implementation="sdpa"` or `"eager"`: load it with one of them, or let a server write the '
+            "answers (`--server URL`)."
+        )
+    return backend

@@ -121,4 +121,14 @@ def test_mass_is_summed_probability(target: Any) -> None:
     seen: list[int] = []
     torch.testing.assert_close(token_mass(states, rows, progress=seen.append), wanted, atol=1e-4, rtol=1e-4)
     assert seen == [20]
-    assert token_mass(states, rows * 50, limit_tokens=5).sum() < token_mass(states, rows * 50).sum() + 1e-3
+
+
+def test_a_sample_is_enough_for_the_mass(target: Any) -> None:
+    """It ends with the group of rows that reaches the limit: here the first, of at least 4 * 5 tokens."""
+    rows = [made(12, 0), made(8, 1)]
+    states = TargetStates(target, BOUNDARIES, batch_tokens=5)
+    seen: list[int] = []
+    sample = token_mass(states, rows * 5, limit_tokens=5, progress=seen.append)
+    torch.testing.assert_close(sample, token_mass(states, rows), atol=1e-4, rtol=1e-4)
+    assert seen == [20]
+    assert token_mass(states, rows * 5).sum() > 4 * sample.sum()

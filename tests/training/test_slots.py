@@ -32,7 +32,9 @@ def decoded(target: LlamaForCausalLM, wanted: list[Request], slots: int) -> dict
     return {done.request.payload: done.new_ids for done in decoder.run(iter(wanted))}
 
 
-def test_slots_write_what_generate_writes(target: LlamaForCausalLM) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_slots_write_what_generate_writes(target: LlamaForCausalLM, attention: str) -> None:
+    target.set_attn_implementation(attention)
     found = decoded(target, requests(20), slots=3)
     assert len(found) == 20
     for request in requests(20):
@@ -69,6 +71,12 @@ def test_layers_that_the_cache_cannot_serve_are_refused(target: LlamaForCausalLM
     target.config.layer_types = ["linear_attention"] * 8
     with pytest.raises(ValueError, match="linear_attention"):
         SlotDecoder(target, [STOP], max_length=16)
+
+
+def test_attention_that_takes_no_mask_of_its_own_is_refused(target: LlamaForCausalLM) -> None:
+    target.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match=r"flash_attention_2.*sdpa.*--server"):
+        SlotDecoder(target, [STOP])
 
 
 @settings(max_examples=50, deadline=None)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hf_eagle3 import embedded
+from hf_eagle3.data.interview import takes_system
 from hf_eagle3.data.template import TemplateError, before_user, prompt_ids, render
 
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>", "<|bos|>", "<think>", "</think>", "[INST]", "[/INST]"]
@@ -25,6 +26,15 @@ MARKED = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MARKED_WITHOUT_STOP = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+# As SmolLM3's own: the marks hold the header, an empty thought and the line break after the stop token too.
+WIDE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ '<|im_start|>assistant\n<think>\n\n</think>\n' + m['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+    "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n' }}{% endif %}"
+)
+WIDE_WHILE_THINKING = WIDE.replace("assistant\n<think>\n\n</think>\n' }}{% endif", "assistant\n' }}{% endif")
+WIDE_WITH_MORE = WIDE.replace("</think>\n' + m['content']", "</think>\nHe said: ' + m['content']")
 TRIMMED = CHATML.replace("{{ m['content'] }}", "{{ m['content'] | trim }}")
 BRACKETS = (
     "<|bos|>{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
@@ -38,7 +48,12 @@ THINKING = (
     "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Opens a thought where an answer is to come, and shows none in a finished turn: as R1's distillations do.
+OPENED = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
 NOTED = CHATML.replace("assistant\n{% endif %}", "assistant (be brief)\n{% endif %}")
+WIDE_NOTED = WIDE.replace(
+    "'<|im_start|>assistant\n<think>\n\n</think>\n' }}{% endif", "'<|im_start|>assistant (brief)\n' }}{% endif"
+)
 FORGETFUL = "{{ messages | length }} turns so far{% if add_generation_prompt %}:{% endif %}"
 CHAT = [
     {"role": "user", "content": "Hello there"},
@@ -55,7 +70,9 @@ def tokenizer(template: str) -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     text = ["Hello there", "Hi!\nHow are you?", "Fine, and you? Very well.", "system user assistant\n\n", "Be kind."]
     trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=SPECIAL, show_progress=False,
+        vocab_size=330,
+        special_tokens=SPECIAL,
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     core.train_from_iterator(text * 20, trainer)
@@ -79,7 +96,30 @@ def spans(made: Any, rendered: Any) -> list[str]:
     return [made.decode(ids) for ids in found]
 
 
-@pytest.mark.parametrize("template", [CHATML, MARKED, MARKED_WITHOUT_STOP, TRIMMED])
+def line_breaking_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """Splits as Llama 3 and Qwen do: a sign and the line break after it are one token, ".\\n"."""
+    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=SPECIAL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    core.train_from_iterator(["Very well.\n", "Hello there"] * 20, trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    made.chat_template = template
+    return made
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, MARKED_WITHOUT_STOP, TRIMMED, WIDE, WIDE_WHILE_THINKING])
 def test_answers_and_their_stop_token_are_supervised(template: str) -> None:
     made = tokenizer(template)
     (rendered,) = render(made, CHAT, stops(made))
@@ -94,7 +134,7 @@ def test_a_template_without_headers() -> None:
     assert [span.strip() for span in spans(made, rendered)] == ["Hi!\nHow are you?<|end|>", "Very well.<|end|>"]
 
 
-@pytest.mark.parametrize("template", [CHATML, MARKED])
+@pytest.mark.parametrize("template", [CHATML, MARKED, WIDE])
 def test_what_is_before_an_answer_is_what_inference_sees(template: str) -> None:
     made = tokenizer(template)
     (rendered,) = render(made, CHAT, stops(made))
@@ -106,11 +146,24 @@ def test_what_is_before_an_answer_is_what_inference_sees(template: str) -> None:
     assert not rendered.mask[second - 1]
 
 
-def test_an_answer_cut_short_has_no_stop_token() -> None:
-    made = tokenizer(CHATML)
+@pytest.mark.parametrize("template", [CHATML, MARKED, MARKED_WITHOUT_STOP, WIDE])
+def test_an_answer_cut_short_has_no_stop_token(template: str) -> None:
+    made = tokenizer(template)
     (rendered,) = render(made, CHAT, stops(made), finished=False)
     assert spans(made, rendered) == ["Hi!\nHow are you?<|im_end|>", "Very well."]
     assert rendered.mask[-1]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("template", [CHATML, MARKED, MARKED_WITHOUT_STOP, WIDE, TRIMMED])
+def test_an_answer_may_end_with_a_line_break(template: str, finished: bool) -> None:
+    """It is the target's own, and part of a token, unless the template trims it away."""
+    made = line_breaking_tokenizer(template)
+    chat = [CHAT[0], {"role": "assistant", "content": "Very well.\n"}]
+    (rendered,) = render(made, chat, stops(made), finished)
+    written = "Very well." if template == TRIMMED else "Very well.\n"
+    assert spans(made, rendered) == [written + "<|im_end|>" * finished]
+    assert made.convert_tokens_to_ids([".\u010a"])[0] in rendered.ids or template == TRIMMED
 
 
 def test_a_history_that_is_rewritten_becomes_a_conversation_for_each_answer() -> None:
@@ -122,10 +175,10 @@ def test_a_history_that_is_rewritten_becomes_a_conversation_for_each_answer() ->
     assert "Hm." not in made.decode(second.ids)
 
 
-@pytest.mark.parametrize("template", [FORGETFUL, NOTED])
+@pytest.mark.parametrize("template", [FORGETFUL, NOTED, WIDE_NOTED, WIDE_WITH_MORE, OPENED])
 def test_a_template_that_hides_its_answers_is_refused(template: str) -> None:
     made = tokenizer(template)
-    with pytest.raises(TemplateError, match=r"generation|part at token"):
+    with pytest.raises(TemplateError, match=r"generation|part at token|writes '<think>\\n'"):
         render(made, CHAT, stops(made))
 
 
@@ -136,6 +189,33 @@ def test_no_template_and_no_answer_are_refused() -> None:
     made.chat_template = None
     with pytest.raises(TemplateError, match="no chat template"):
         render(made, CHAT, stops(made))
+
+
+FAILING = {
+    "{{ raise_exception('Roles must alternate') }}": "Roles must alternate",
+    "{{ messages[0].nothing.at_all }}": "UndefinedError",
+    "{% for m in messages %}": "TemplateSyntaxError",
+    "{{ 1 + messages[0]['content'] }}": "TypeError",
+}
+
+
+@pytest.mark.parametrize("template", FAILING)
+def test_a_template_that_fails_is_told_in_one_sentence(template: str) -> None:
+    made = tokenizer(template)
+    made.name_or_path = "some/model"
+    calls = (
+        lambda: render(made, CHAT, stops(made)),
+        lambda: prompt_ids(made, CHAT[:1]),
+        lambda: before_user(made, []),
+    )
+    for call in calls:
+        with pytest.raises(TemplateError, match=FAILING[template]) as caught:
+            call()
+        told = str(caught.value)
+        assert told.startswith("The chat template of some/model fails")
+        assert "tokenizer.chat_template" in told
+        assert "\n" not in told
+    assert not takes_system(made)
 
 
 def test_where_the_next_user_begins() -> None:
