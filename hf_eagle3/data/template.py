@@ -195,8 +195,8 @@ def _check_prompt(
     added = tokenizer.decode(prompt[tokens[0] :])
     if added.strip() and not _EMPTY_THINKING.fullmatch(added):
         raise TemplateError(
-            f"Where it waits for an answer the template writes {added!r}, with which no finished answer begins, so the "
-            "answer would be learnt after a prompt that inference never sees: let the template write it in both, or "
+            f"Where it waits for an answer the template writes {added!r}, with which no finished answer begins: the "
+            "answer would be learnt after a prompt that inference never sees. Let the template write it in both, or "
             "let the answers be written in this process (without --server), which keeps their token ids."
         )
 
