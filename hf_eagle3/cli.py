@@ -74,7 +74,8 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("HF_EAGLE3_TRACE"):
             raise
-        print(f"hf-eagle3: {error}", file=sys.stderr)
+        told = " ".join(filter(None, map(str.strip, str(error).splitlines())))  # other libraries take several lines
+        print(f"hf-eagle3: {told}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from .tally import Tally
 
 _ENDS = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_RECORD = "hf_eagle3"  # in the front matter
 _INTRODUCTION = """# Conversations of {target}
 
 {origin}
@@ -71,7 +72,7 @@ class Sizes:
 
 
 def card(facts: Mapping[str, Any], tally: Tally, sizes: Mapping[str, Sizes]) -> str:
-    """The README.md of a dataset, YAML front matter first.
+    """The README.md of a dataset, YAML front matter first, which names the target for programs to read.
 
     Args:
         facts: `target` and whatever else the dataset follows from; `prompts` names their sources, and is empty where
@@ -80,12 +81,14 @@ def card(facts: Mapping[str, Any], tally: Tally, sizes: Mapping[str, Sizes]) -> 
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
+    target: dict[str, Any] = {_RECORD: {"target": facts["target"]}} if "target" in facts else {}
     count = sum(size.examples for size in sizes.values())
     data = DatasetCardData(
         pretty_name=f"Conversations of {facts.get('target', 'a target')}",
         task_categories=["text-generation"],
         tags=["hf-eagle3", "eagle3", "speculative-decoding"],
         size_categories=[next((name for end, name in _ENDS if count < end), "n>1M")],
+        **target,
     )
     body = "\n\n".join([
         _INTRODUCTION.format(target=facts.get("target", "a target"), origin=_origin(facts)),
@@ -96,6 +99,13 @@ def card(facts: Mapping[str, Any], tally: Tally, sizes: Mapping[str, Sizes]) -> 
         "## Licence\n\n" + _licence(facts),
     ])  # fmt: skip
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def target_of(metadata: Mapping[str, Any]) -> str | None:
+    """The target that the front matter of a card names; None if it names none, as the first ones did not."""
+    record = metadata.get(_RECORD)
+    target = record.get("target") if isinstance(record, dict) else None
+    return target if isinstance(target, str) else None
 
 
 def _origin(facts: Mapping[str, Any]) -> str:

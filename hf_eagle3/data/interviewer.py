@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Numbered = Iterable[tuple[int, "Prompt"]]
 _GIVE_UP = 2000  # interviews begun one after the other of which nothing is kept
+_REFUSALS = 8  # so many before the first answer of a run, and the server refuses them all
 
 
 class _Interviewer:
@@ -236,7 +237,11 @@ class Interviewer(_Interviewer):
 class ServerInterviewer(_Interviewer):
     """The same with a target behind an OpenAI-compatible `server`, for prompts that are given.
 
-    Its answers are texts: ids and mask come from rendering the finished conversation with the target's template.
+    Its answers are texts: ids and mask come from rendering the finished conversation with the target's template. A
+    turn that the server refuses ends its conversation, and is counted.
+
+    Raises:
+        OSError: from iterating, if the server refuses all that it is asked first; none of it has been given out then.
     """
 
     def __init__(
@@ -251,6 +256,8 @@ class ServerInterviewer(_Interviewer):
         super().__init__(tokenizer, plan, gate, prompts)
         self.server, self.stop_ids = server, stop_ids
         self._waiting: deque[ServerRequest] = deque()
+        self._refusals, self._first_refusal = 0, ""
+        self._heard = self._heard_before = False  # whether the server answered anything: in this run, in earlier ones
         check = [{"role": "user", "content": "Who is there?"}, {"role": "assistant", "content": "A friend."}]
         render(tokenizer, check, stop_ids)  # a template that cannot be masked is told before anything is asked
 
@@ -258,9 +265,16 @@ class ServerInterviewer(_Interviewer):
         while self._more():  # the last answers of a round may each have another turn to ask
             for answer in self.server.answers(self._requests()):
                 self._read_answer(answer)
-                while self._ended:
+                # Until the server has answered anything, it may be the server and not the prompts: nothing is final.
+                while self._heard and self._ended:
                     yield self._ended.popleft()
+        if self._refusals and not (self._heard or self._heard_before):
+            raise self._refuses_all()
         yield from self._ended
+
+    def remember(self, conversation: Conversation) -> None:
+        super().remember(conversation)
+        self._heard_before = True
 
     def _more(self) -> bool:
         while not self._waiting:
@@ -282,12 +296,32 @@ class ServerInterviewer(_Interviewer):
 
     def _read_answer(self, answer: ServerAnswer) -> None:
         interview: Interview = answer.request.key
+        if answer.refusal is not None:
+            self._drop_refused(interview, answer.refusal)
+            return
+        self._heard = True
         ids: list[int] = self.tokenizer(answer.text, add_special_tokens=False)["input_ids"]
         if self._may_keep(interview, answer.text, ids):
             interview.answer(answer.text, answer.finished)
             self._proceed(interview)
         else:
             self._end(interview)
+
+    def _drop_refused(self, interview: Interview, refusal: str) -> None:
+        self._refusals += 1
+        if self._refusals == 1:
+            self._first_refusal = refusal
+            interview.tally.noted("answers", f"the server refused first with {refusal}")
+        if self._refusals == _REFUSALS and not self._heard:
+            raise self._refuses_all()
+        interview.tally.dropped("answers", "server refused it")
+        self._end(interview)
+
+    def _refuses_all(self) -> OSError:
+        return OSError(
+            f"{self.server.url} refused each of the first {self._refusals} requests ({self._first_refusal}): mend "
+            "what it names, such as --max-answer or the prompts where its context is too short, and begin again."
+        )
 
     def _close(self, interview: Interview) -> None:
         if not interview.answered:

@@ -16,9 +16,10 @@ _TEXTS = ("question", "prompt", "instruction", "text")
 
 
 class Overlap:
-    """Finds texts that share `n` words in a row with a question; of a shorter question all its words.
+    """Finds texts that share `n` words in a row with a question, and user turns that are a shorter question.
 
-    Case, punctuation and white space do not count. A word is what [`words_of`] takes for one: in Chinese or Thai it
+    A short question within a longer text is none: "Why?" would stand in every second one. Case, punctuation and white
+    space do not count. A word is what [`words_of`] takes for one: in Chinese or Thai it
     is a character. `hits` counts the texts found, by file; every file that was read has an entry.
 
     Raises:
@@ -31,7 +32,7 @@ class Overlap:
         self.n = n
         self.hits: Counter[str] = Counter()
         self._grams: dict[tuple[str, ...], str] = {}
-        self._lengths: set[int] = set()
+        self._short: dict[tuple[str, ...], str] = {}  # questions of fewer words
 
     @classmethod
     def from_questions(cls, paths: Sequence[str | Path], n: int = N) -> Overlap:
@@ -56,29 +57,33 @@ class Overlap:
     def add(self, question: str, file: str) -> None:
         """Take in one question of `file`."""
         words = words_of(question)
-        length = min(self.n, len(words))
         self.hits.setdefault(file, 0)
-        for gram in _grams(words, length):
+        if 0 < len(words) < self.n:
+            self._short.setdefault(tuple(words), file)
+        for gram in _grams(words, self.n):
             self._grams.setdefault(gram, file)
-            self._lengths.add(length)
 
-    def hit(self, text: str) -> str | None:
-        """The file that `text` shares an n-gram with, counted; None if there is none."""
+    def hit(self, text: str, turn: bool = True) -> str | None:
+        """The file of a question that `text` shares an n-gram with, counted; None if there is none. A user's `turn`,
+        given whole, may also be a shorter question."""
         words = words_of(text)
-        for length in sorted(self._lengths, reverse=True):
-            for gram in _grams(words, length):
-                if gram in self._grams:
-                    self.hits[self._grams[gram]] += 1
-                    return self._grams[gram]
-        return None
+        file = next((self._grams[gram] for gram in _grams(words, self.n) if gram in self._grams), None)
+        if file is None and turn:
+            file = self._short.get(tuple(words))
+        if file is not None:
+            self.hits[file] += 1
+        return file
 
     def __len__(self) -> int:
-        return len(self._grams)
+        return len(self._grams) + len(self._short)
 
 
 def find_overlaps(texts: Iterable[str], overlap: Overlap) -> list[tuple[int, str]]:
-    """The number of each text that shares an n-gram with a question, and the question's file; counted in `hits`."""
-    found = ((number, overlap.hit(text)) for number, text in enumerate(texts))
+    """The number of each text that shares an n-gram with a question, and the question's file; counted in `hits`.
+
+    The texts are whole conversations: short questions, which count as whole turns only, are not found in them.
+    """
+    found = ((number, overlap.hit(text, turn=False)) for number, text in enumerate(texts))
     return [(number, file) for number, file in found if file is not None]
 
 
@@ -101,9 +106,10 @@ def read_questions(file: Path) -> Iterator[str]:
 
 def _texts_of(line: str, place: str) -> list[str]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error.msg}): one object a line is needed.") from error
+        row = json.loads(line, parse_int=float)  # no number is asked for, and Python refuses to read some as int
+    except (json.JSONDecodeError, RecursionError) as error:
+        told = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        raise ValueError(f"{place} is not JSON ({told}): one object a line is needed.") from error
     texts = [text for text in _candidates(row) if isinstance(text, str) and text.strip()]
     if not texts:
         names = ", ".join(f"`{name}`" for name in ("turns", "messages", *_TEXTS))
@@ -124,6 +130,8 @@ def _candidates(row: Any) -> Iterator[Any]:
 
 
 def _files(path: Path) -> list[Path]:
+    if not path.parts:  # "", which would be the folder one happens to be in
+        raise ValueError("An empty name was given for questions: name a .jsonl or .txt file, or a folder of them.")
     if path.is_file():
         return [path]
     files = sorted(file for file in path.glob("*") if file.suffix in _SUFFIXES)
@@ -133,5 +141,4 @@ def _files(path: Path) -> list[Path]:
 
 
 def _grams(words: list[str], length: int) -> Iterator[tuple[str, ...]]:
-    if length:
-        yield from zip(*(words[start:] for start in range(length)), strict=False)
+    yield from zip(*(words[start:] for start in range(length)), strict=False)

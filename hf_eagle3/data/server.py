@@ -5,10 +5,16 @@ Many requests at once, answers as they come; retries are the `openai` client's. 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
+
+# Bad request, content too large, unprocessable: what a server says of one request (a chat that its context does not
+# hold, say) and would say of it again. Everything else is about the server.
+_REFUSALS = (400, 413, 422)
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,15 @@ class ServerRequest:
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """What came back: the `text`, and whether the target ended it itself (`finished`) or the limit did."""
+    """What came back: the `text`, and whether the target ended it itself (`finished`) or the limit did.
+
+    `refusal` is what the server said instead where it refused this one request.
+    """
 
     request: ServerRequest
     text: str
     finished: bool
+    refusal: str | None = None
 
 
 class Server:
@@ -44,8 +54,8 @@ class Server:
 
     Raises:
         ImportError: if the `openai` client is not installed.
-        OSError: if the server cannot be reached, or refuses.
-        ValueError: if it offers several models and none was named.
+        OSError: if the server cannot be reached, refuses, or does not speak the protocol.
+        ValueError: if `url` is none, or the server offers several models and none was named.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class Server:
             raise ImportError(
                 "A server is asked through the openai client, which is not installed: pip install 'hf-eagle3[train]'."
             ) from error
+        _check_url(url)
         self.url, self.concurrency, self._errors = url, concurrency, openai
         self._client = openai.OpenAI(base_url=url, api_key=token or "none", timeout=timeout, max_retries=retries)
         self.model = model or self._only_model()
@@ -71,7 +82,8 @@ class Server:
         """Answers in the order in which they come; no more than `concurrency` requests are taken ahead.
 
         Raises:
-            OSError: if a request fails for good; answers that are there by then have been yielded.
+            OSError: if a request fails for good, other than by being refused itself; answers that are there by then
+                have been yielded.
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
             under_way: set[Future[ServerAnswer]] = set()
@@ -90,23 +102,37 @@ class Server:
 
     def _ask(self, request: ServerRequest) -> ServerAnswer:
         messages: Any = request.messages
-        reply = self._told(
-            lambda: self._client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                max_tokens=request.max_tokens,
-                temperature=request.temperature,
-                top_p=request.top_p,
-                seed=request.seed % (1 << 31),  # what servers take
+        try:
+            reply = self._told(
+                lambda: self._client.chat.completions.with_raw_response.create(
+                    model=self.model,
+                    messages=messages,
+                    max_tokens=request.max_tokens,
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    seed=request.seed % (1 << 31),  # what servers take
+                )
             )
-        )
-        if not reply.choices:
-            raise OSError(f"{self.url} answered a chat with no choice at all: is it a chat server of {self.model}?")
-        choice = reply.choices[0]
-        return ServerAnswer(request, choice.message.content or "", choice.finish_reason == "stop")
+        except _Refused as refused:
+            return ServerAnswer(request, "", finished=False, refusal=str(refused))
+        try:
+            choice = reply["choices"][0]
+            content, finished = choice["message"].get("content"), choice.get("finish_reason") == "stop"
+        except (LookupError, TypeError, AttributeError) as error:
+            raise self._stranger(f"a chat without choice or message ({_quoted(json.dumps(reply), 80)})") from error
+        if not isinstance(content, str | None):
+            raise self._stranger("a chat whose content is no text")
+        return ServerAnswer(request, content or "", finished)  # no content: all was thought, or nothing was said
 
     def _only_model(self) -> str:
-        offered = [model.id for model in self._told(lambda: list(self._client.models.list()))]
+        try:
+            reply = self._told(self._client.models.with_raw_response.list)
+        except _Refused as refused:
+            raise OSError(f"{self.url} does not list its models ({refused}): name one with --server-model.") from None
+        try:
+            offered = [str(model["id"]) for model in reply["data"]]
+        except (LookupError, TypeError) as error:
+            raise self._stranger("a list of models without `data`") from error
         if len(offered) != 1:
             raise ValueError(
                 f"{self.url} offers {len(offered)} models ({', '.join(offered) or 'none'}): name one with "
@@ -115,19 +141,56 @@ class Server:
         return offered[0]
 
     def _told(self, call: Any) -> Any:
-        """The result of a call, or what went wrong in a sentence."""
+        """The JSON that a call brought, or what went wrong in a sentence.
+
+        It is read here and not by the client, which takes whatever comes for what it asked for.
+        """
         try:
-            return call()
+            text = call().http_response.text
         except (self._errors.AuthenticationError, self._errors.PermissionDeniedError) as error:
             raise OSError(
                 f"{self.url} refuses the request ({error.status_code}): set its token in OPENAI_API_KEY."
             ) from error
         except self._errors.NotFoundError as error:
             raise OSError(
-                f"{self.url} knows no such address or model ({error.message}): the URL ends in /v1 on most servers, "
-                "and --server-model must be a name that it offers."
+                f"{self.url} knows no such address or model ({_quoted(error.message)}): the URL ends in /v1 on most "
+                "servers, and --server-model must be a name that it offers."
             ) from error
         except self._errors.APIConnectionError as error:
             raise OSError(f"{self.url} cannot be reached ({error}): is the server running there?") from error
         except self._errors.APIStatusError as error:
-            raise OSError(f"{self.url} failed ({error.status_code}: {error.message}).") from error
+            said = f"{error.status_code}: {_quoted(error.message)}"
+            if error.status_code in _REFUSALS:
+                raise _Refused(said) from error
+            raise OSError(f"{self.url} failed ({said}): see the server's own log.") from error
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self._stranger(f"no JSON ({_quoted(text, 40)})") from error
+
+    def _stranger(self, came: str) -> OSError:
+        return OSError(
+            f"{self.url} answered with {came}, which is not OpenAI's protocol: give the address of a chat server, "
+            "which ends in /v1 on most of them."
+        )
+
+
+class _Refused(Exception):
+    """What a server said of a request that it refused."""
+
+
+def _quoted(text: str, longest: int = 200) -> str:
+    """What a server said, on one line: some send whole pages."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[:longest]}..."
+
+
+def _check_url(url: str) -> None:
+    """Raise `ValueError` if a server's address is none."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, half a bracket
+        whole = False
+    if not whole:
+        raise ValueError(f"{url!r} was given as a server: give its address, as in http://localhost:8000/v1.")

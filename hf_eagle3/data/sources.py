@@ -57,7 +57,8 @@ def read_prompts(source: str, split: str = "train", tally: Tally | None = None) 
 
     Raises:
         OSError: if there is no such file or dataset.
-        ValueError: if no row of a file or dataset holds a prompt, or there is no such split or configuration.
+        ValueError: if `source` is empty, no row of a file or dataset holds a prompt, or there is no such split or
+            configuration.
         ImportError: if `datasets` is needed and not installed.
     """
     tally, told = Tally() if tally is None else tally, set[str]()
@@ -92,6 +93,8 @@ def _prompts_of(name: str, rows: Rows, tally: Tally, told: set[str]) -> Iterator
 def _parts(source: str, split: str) -> Iterator[tuple[str, Rows]]:
     """The files and datasets of a source, each with its name and its rows."""
     path = Path(source).expanduser()
+    if not path.parts:  # "", which would be the folder one happens to be in
+        raise ValueError("An empty name was given as a source of prompts: give a file, a folder, or a Hub dataset.")
     if path.is_file():
         yield source, _file_rows(path)
     elif path.is_dir() and not any((path / name).exists() for name in _SAVED):
@@ -189,25 +192,32 @@ def _line_rows(file: Path) -> Rows:
                 continue
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = {"text": line} if file.suffix == ".txt" else json.loads(line)
+                row = {"text": line} if file.suffix == ".txt" else _parsed(line)
             except UnicodeDecodeError:
                 row = _Unusable("not UTF-8")
             except json.JSONDecodeError:
                 row = _Unusable("broken JSON")
+            except RecursionError:
+                row = _Unusable("JSON nested too deep")
             yield f"{file.name}:{number}", row
 
 
 def _json_rows(file: Path) -> Rows:
     """A list of rows, one of them, or an object with a list of them; read whole, which is what JSON asks for."""
     try:
-        whole = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError):  # often it is lines of JSON under another name
+        whole = _parsed(file.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # often it is lines of JSON under another name
         yield from _line_rows(file)
         return
     if isinstance(whole, dict) and not any(name in whole for name in (*_DIALOGUES, *_PLAIN, "turns", "instruction")):
         whole = next((value for value in whole.values() if isinstance(value, list)), whole)
     for number, row in enumerate(whole if isinstance(whole, list) else [whole], start=1):
         yield f"{file.name}:{number}", row
+
+
+def _parsed(text: str) -> Any:
+    """JSON, its whole numbers as float: none is a prompt, and Python refuses to read an int of 5000 digits."""
+    return json.loads(text, parse_int=float)
 
 
 def _prompt(row: Any, place: str) -> Prompt:
@@ -254,8 +264,8 @@ def _as_list(value: Any) -> list[Any] | None:
     """The turns of a dialogue: a list, a list in JSON as tables have it, or columns as `datasets` makes of one."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
+            value = _parsed(value)
+        except (json.JSONDecodeError, RecursionError):
             return None
     if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
         return [dict(zip(value, turn, strict=False)) for turn in zip(*value.values(), strict=False)]

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .card import Sizes, card
+from .card import Sizes, card, target_of
 from .conversations import Conversation
 from .tally import Tally
 
@@ -49,7 +49,7 @@ def save_dataset(
 
     Raises:
         ValueError: there are too few conversations for two splits, or none.
-        OSError: `folder` holds something, and is not to be replaced or is no such dataset.
+        OSError: `folder` holds something, and is not to be replaced or is no such dataset; or it cannot be written.
     """
     from datasets import DatasetDict
 
@@ -65,28 +65,32 @@ def save_dataset(
     sizes = {name: measured(split) for name, split in splits.items()}
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with _quiet():
-        splits.save_to_disk(temporary)
-    (temporary / "README.md").write_text(card(facts, tally, sizes), encoding="utf-8")
-    _put(temporary, folder)
+    try:
+        with _quiet():
+            splits.save_to_disk(temporary)
+        (temporary / "README.md").write_text(card(facts, tally, sizes), encoding="utf-8")
+        _put(temporary, folder)
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written ({error}): make room there, or give another --out; what was there is kept."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_dataset(id_or_path: str | Path) -> DatasetDict:
     """The dataset in a folder that `hf-eagle3 data write` made, or one of the same columns on the Hub.
 
     Raises:
-        ValueError: there are no `input_ids` and `loss_mask` in it.
-        OSError: there is no such dataset.
+        ValueError: there are no `input_ids` and `loss_mask` in it, or it was given no name.
+        OSError: there is no such dataset, or it cannot be read.
     """
-    import datasets
-
     path = Path(id_or_path)
-    if (path / "dataset_dict.json").exists():
-        loaded: Any = datasets.load_from_disk(str(path))
-    elif path.is_dir() and not any(path.iterdir()):
+    if not path.parts:  # "", which would be the folder one happens to be in
+        raise ValueError("An empty name was given as a dataset: name a folder that `hf-eagle3 data write` made.")
+    if path.is_dir() and not any(path.iterdir()):
         raise OSError(f"{path} is empty: name a folder that `hf-eagle3 data write` made.")
-    else:
-        loaded = datasets.load_dataset(str(id_or_path))
+    loaded = _loaded(id_or_path)
     for name, split in loaded.items():
         missing = [column for column in NEEDED if column not in split.column_names]
         if missing:
@@ -95,6 +99,34 @@ def load_dataset(id_or_path: str | Path) -> DatasetDict:
                 f"{', '.join(split.column_names)}: make them with `hf-eagle3 data write --prompts`."
             )
     return loaded
+
+
+def _loaded(id_or_path: str | Path) -> Any:
+    import datasets
+
+    try:
+        if (Path(id_or_path) / "dataset_dict.json").exists():
+            return datasets.load_from_disk(str(id_or_path))
+        return datasets.load_dataset(str(id_or_path))
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise OSError(
+            f"{id_or_path} is no dataset that can be read ({why}): name a folder that `hf-eagle3 data write` made, or "
+            "a dataset of the same columns on the Hub."
+        ) from error
+
+
+def recorded_target(id_or_path: str | Path) -> str | None:
+    """The target whose tokens a dataset holds, as its card says; None if that says nothing of it."""
+    import yaml
+    from huggingface_hub import DatasetCard
+
+    path = Path(id_or_path)
+    try:
+        loaded = DatasetCard.load(path / "README.md" if path.is_dir() else str(id_or_path))
+    except (OSError, ValueError, yaml.YAMLError):  # there is no card, or none that can be read
+        return None
+    return target_of(loaded.data.to_dict())
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

@@ -7,7 +7,6 @@ once its shard is there. Knows nothing of targets or templates.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .conversations import Conversation, load_conversations, save_conversations, shard_files
+from .conversations import Conversation, load_conversations, save_conversations, shard_files, written_whole
 from .filters import Gate
 from .interview import Interview
 from .interviewer import Interviewer, ServerInterviewer
@@ -33,7 +32,7 @@ class WorkFolder:
     `begun` the number of the next self-prompted interview, `tally` what all shards counted.
 
     Raises:
-        ValueError: the folder was begun with other settings.
+        ValueError: the folder holds shards that were made with other settings.
         OSError: another process is writing there.
     """
 
@@ -102,7 +101,7 @@ class WorkFolder:
 
     def _check_settings(self) -> None:
         file = self.folder / "settings.json"
-        if not file.exists():
+        if not (file.exists() and shard_files(self.folder)):  # a run that failed at once has settled nothing
             write_json(file, self.settings)
             return
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -124,9 +123,8 @@ class WorkFolder:
 
 def write_json(file: Path, value: Any) -> None:
     """Write `value` whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    with written_whole(file) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def write_shards(
@@ -138,6 +136,9 @@ def write_shards(
     """Hold all interviews and keep them in `work`, a shard for every `shard_size` conversations.
 
     `progress` is called after each interview with the answer tokens and the prompts done, earlier runs included.
+
+    Raises:
+        OSError: a shard cannot be written, or the interviewer's server fails.
     """
     ended: list[Interview] = []
     kept = 0
@@ -146,7 +147,11 @@ def write_shards(
             ended.append(interview)
             kept += bool(interview.examples)
             if kept == shard_size or len(ended) >= _LOOKED_AT:
-                work.append(ended, interviewer.begun)
+                try:
+                    work.append(ended, interviewer.begun)
+                except OSError:
+                    ended = []  # a disk that did not take them will not take them below
+                    raise
                 ended, kept = [], 0
             if progress is not None:
                 progress(interviewer.answer_tokens, len(work.asked) + len(work.refused) + len(ended))

@@ -105,8 +105,8 @@ def write_dataset(
     out = out.absolute()
     check_free(out, overwrite)
     folder = out.with_name(f".{out.name}-work")
+    exclude = Overlap.from_questions(job.exclude) if job.exclude else None
     with WorkFolder(folder, job.settings()) as work:
-        exclude = Overlap.from_questions(job.exclude) if job.exclude else None
         gate = Gate(job.rules, Tally(), exclude)
         waiting = None if job.prompts is None else work.remaining(job.prompts, gate)
         interviewer = opened(gate, waiting, work.begun)
@@ -126,21 +126,33 @@ def convert_shards(
     shards: Path,
     out: Path,
     target: str | None = None,
+    exclude: tuple[str, ...] = (),
+    decode: Callable[[list[int]], str] | None = None,
     *,
     held_out: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Tally:
-    """A dataset of conversations that are there as shards; `target` is only named. Returns what was kept.
+    """A dataset of conversations that are there as shards. Returns what was kept.
+
+    Args:
+        target: only named, on the card.
+        exclude: evaluation questions; conversations that share words with them are left out.
+        decode: gives the text of ids, where conversations have no other. A short question, which counts as a whole
+            turn only, is not found in it.
 
     Raises:
-        ValueError: they are no conversations.
+        ValueError: they are no conversations, or `exclude` needs words and there is no `decode`.
         OSError: there are none, or `out` is taken.
     """
     out, tally = out.absolute(), Tally()
     check_free(out, overwrite)
     kept = _with_answers(load_conversations(shards), tally)  # counted by the time the card is written
-    facts = ({} if target is None else {"target": target}) | {"shards": str(shards), "seed": seed}
+    facts: dict[str, Any] = {} if target is None else {"target": target}
+    facts |= {"shards": str(shards), "seed": seed}
+    if exclude:
+        kept = _unasked(kept, Overlap.from_questions(exclude), decode, tally)
+        facts["excluded questions"] = list(exclude)
     save_dataset(kept, out, tally, facts, held_out, seed, overwrite)
     return tally
 
@@ -152,3 +164,34 @@ def _with_answers(conversations: Iterator[Conversation], tally: Tally) -> Iterat
             yield conversation
         else:
             tally.dropped("conversations", "no answer")
+
+
+def _unasked(
+    conversations: Iterator[Conversation],
+    exclude: Overlap,
+    decode: Callable[[list[int]], str] | None,
+    tally: Tally,
+) -> Iterator[Conversation]:
+    for conversation in conversations:
+        file = _question_in(conversation, exclude, decode)
+        if file is None:
+            tally.kept("excluded questions")
+            yield conversation
+        else:
+            tally.dropped("excluded questions", "of an evaluation file")
+            tally.noted("excluded questions", f"sharing words with {file}")
+
+
+def _question_in(
+    conversation: Conversation, exclude: Overlap, decode: Callable[[list[int]], str] | None
+) -> str | None:
+    """The file of a question that a conversation shares words with, by its messages where it has any."""
+    if conversation.messages:
+        said = ((message["content"], message["role"] == "user") for message in conversation.messages)
+        return next(filter(None, (exclude.hit(text, turn) for text, turn in said)), None)
+    if decode is None:
+        raise ValueError(
+            "--exclude compares words, and these shards hold token ids alone: give --target too, whose tokenizer "
+            "reads them."
+        )
+    return exclude.hit(decode(conversation.ids), turn=False)

@@ -8,6 +8,7 @@ The heavy imports stand inside the functions, so that `hf-eagle3 --help` answers
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -241,9 +242,8 @@ def load_pair(
     """Target, tokenizer and head (None unless `drafting`), on `device`.
 
     Raises:
-        ValueError: a target of the user's own is to draft, and no head was named for it.
+        ValueError: a target of the user's own is to draft, and no head was named for it; or `device` cannot be used.
     """
-    import torch
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -254,7 +254,7 @@ def load_pair(
         raise ValueError(f"Target {target} came without a head: give --head with its Hub id or folder, or --plain.")
     logging.disable_progress_bar()
     precision = (dtype or (Precision.auto if target else Precision.bfloat16)).value
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = _place(device)
     if target is None:
         model, tokenizer = embedded.load(precision, place)
     else:
@@ -267,6 +267,23 @@ def load_pair(
         return model, tokenizer, embedded.load_head(model.dtype, place)
     loaded: Any = AutoModel.from_pretrained(head, dtype=model.dtype)
     return model, tokenizer, loaded.to(place).eval()
+
+
+def _place(device: str | None) -> str:
+    """The device to use; one that was given is tried, before anything is loaded for it."""
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch's ways to say unknown, not built in, not here
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        why = textwrap.shorten(str(error), 80, placeholder=" ...")
+        raise ValueError(
+            f"--device {device!r} was given, which cannot be used here ({why}): give {' or '.join(there)}."
+        ) from error
+    return device
 
 
 def _tree(num_assistant_tokens: int | None, tree_depth: int | None, tree_top_k: int | None) -> dict[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = tuple[int, dict[str, Any]]
+Reply = tuple[int, Any]  # status, and what is sent as JSON; bytes are sent as they are
 
 
 @dataclass
@@ -22,6 +22,7 @@ class ChatServer:
     models: list[str] = field(default_factory=lambda: ["tiny"])
     token: str | None = None
     delay: float = 0.0
+    instead: dict[str, Any] = field(default_factory=dict)  # by the end of the path, a reply for all that come there
     asked: list[dict[str, Any]] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
@@ -30,6 +31,9 @@ class ChatServer:
     def reply(self, path: str, body: dict[str, Any] | None, authorization: str | None) -> Reply:
         if self.token is not None and authorization != f"Bearer {self.token}":
             return 401, {"error": {"message": "no such key"}}
+        for end, sent in self.instead.items():
+            if path.endswith(end):
+                return 200, sent
         if path == "/v1/models":
             return 200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
         if path != "/v1/chat/completions" or body is None:
@@ -60,9 +64,10 @@ def serving(server: ChatServer) -> Iterator[ChatServer]:
             self.send(server.reply(self.path, body, self.headers["Authorization"]))
 
         def send(self, reply: Reply) -> None:
-            contents = json.dumps(reply[1]).encode()
+            raw = isinstance(reply[1], bytes)
+            contents = reply[1] if raw else json.dumps(reply[1]).encode()
             self.send_response(reply[0])
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/html" if raw and contents[:1] == b"<" else "application/json")
             self.send_header("Content-Length", str(len(contents)))
             self.end_headers()
             self.wfile.write(contents)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,13 +15,17 @@ from typing import Any
 import pytest
 import typer
 from filelock import FileLock
+from helpers.chat_server import ChatServer, serving
+from safetensors import SafetensorError
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from hf_eagle3.data import command, work, writing
+from hf_eagle3 import embedded
+from hf_eagle3.data import command, conversations, store, work, writing
 from hf_eagle3.data.conversations import Conversation, load_conversations, save_conversations
 from hf_eagle3.data.server import ServerAnswer, ServerRequest
 from hf_eagle3.data.store import load_dataset
+from hf_eagle3.data.tally import Tally
 
 Write = Callable[..., str]
 SMALL = ["--max-answer", "24", "--slots", "4", "--keep-personal-data", "--near-duplicates", "0"]
@@ -164,6 +170,46 @@ def test_self_prompting_goes_on_where_it_stopped(
     assert "No outside data went in" in (tmp_path / "data" / "README.md").read_text()
 
 
+def test_a_run_that_failed_at_once_binds_nobody(write: Write, saved: Path, prompts: Path, tmp_path: Path) -> None:
+    """Its work folder holds settings, and no shard that was made with them."""
+    options = ["--out", tmp_path / "data", "--target", saved, "--prompts", prompts, *SMALL]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "write_shards", lambda *_: (_ for _ in ()).throw(OSError("the server has gone")))
+        with pytest.raises(OSError, match="has gone"):
+            write(*options, "--seed", 1)
+    write(*options)
+    assert "| seed | 0 |" in (tmp_path / "data" / "README.md").read_text()
+
+
+def test_a_full_disk_is_told_once_and_costs_no_shard(
+    write: Write, saved: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(writing.write_dataset.__kwdefaults__, "shard_size", 4)
+    options = ["--target", saved, "--prompts", prompts, *SMALL]
+    write("--out", tmp_path / "whole", *options)
+    tried = []
+    save = conversations.save_file
+
+    def full(tensors: Any, file: Path, metadata: Any) -> None:
+        tried.append(file.name)
+        save(tensors, file, metadata)
+        if len(tried) == 3:
+            raise SafetensorError("No space left on device (os error 28)")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversations, "save_file", full)
+        with pytest.raises(OSError, match=r"conversations-00002.* cannot be written \(No space left.*make room"):
+            write("--out", tmp_path / "data", *options)
+    assert len(tried) == 3
+    work_folder = tmp_path / ".data-work"
+    assert [file.name for file in work_folder.glob("*.safetensors")] == sorted(
+        f"conversations-0000{number}.safetensors" for number in range(2)
+    )
+    assert not list(work_folder.glob(".*"))
+    write("--out", tmp_path / "data", *options)
+    assert rows_of(tmp_path / "data") == rows_of(tmp_path / "whole")
+
+
 def test_other_settings_and_other_processes_are_refused(
     write: Write, saved: Path, prompts: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +260,34 @@ def test_a_server_answers(
     assert "the only one" in (tmp_path / "data" / "README.md").read_text()
 
 
+def test_a_prompt_that_the_server_refuses_does_not_end_the_run(
+    write: Write, saved: Path, prompts: Path, tmp_path: Path
+) -> None:
+    def poisoned(body: dict[str, Any]) -> tuple[int, str, str]:
+        refused = body["messages"][-1]["content"].startswith("w7 ")
+        return (400, "context too long", "stop") if refused else (200, "w1 w9", "stop")
+
+    options = ["--out", tmp_path / "data", "--target", saved, "--prompts", prompts, *SMALL]
+    with serving(ChatServer(poisoned)) as there:
+        told = write(*options, "--server", there.url)
+    assert "answers: 37 kept, 1 dropped (server refused it 1); the server refused first with 400: " in told
+    rows = [row for split in rows_of(tmp_path / "data").values() for row in split]
+    assert len(rows) == 27
+    assert "my.jsonl:8" not in {row["source"] for row in rows}
+
+
+def test_a_server_that_refuses_everything_is_told(write: Write, saved: Path, prompts: Path, tmp_path: Path) -> None:
+    """And when it has been mended, with other options even, everything is asked."""
+    options = ["--out", tmp_path / "data", "--target", saved, "--prompts", prompts, *SMALL]
+    refusing = ChatServer(lambda body: (400, "max_tokens too large", "stop"))
+    told = r"refused each of the first 8 requests \(400: .*max_tokens too large"
+    with serving(refusing), pytest.raises(OSError, match=told):
+        write(*options, "--server", refusing.url)
+    with serving(ChatServer(lambda body: (200, "w1 w9", "stop"))) as there:
+        write(*options, "--server", there.url, "--max-answer", 12)
+    assert sum(map(len, rows_of(tmp_path / "data").values())) == 28
+
+
 def test_options_that_contradict_one_another_are_refused(write: Write, tmp_path: Path) -> None:
     out = ["--out", tmp_path / "data"]
     with pytest.raises(ValueError, match="--server was given without --prompts"):
@@ -222,6 +296,21 @@ def test_options_that_contradict_one_another_are_refused(write: Write, tmp_path:
         write(*out, "--prompts", "x.jsonl", "--server-model", "x")
     with pytest.raises(ValueError, match="--from-shards"):
         write(*out, "--from-shards", tmp_path, "--prompts", "x.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--temperature", "0"], "--temperature 0 was given.*above 0, or --greedy-share 1"),
+        (["--temperature", "-1"], "--temperature -1 was given"), (["--temperature", "nan"], "--temperature nan"),
+        (["--max-answer", "64", "--max-length", "64"], "up to 64 tokens do not fit .*--max-answer or .*--max-length"),
+        (["--max-length", "100"], "up to 224 tokens do not fit .* up to 100"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_named(write: Write, tmp_path: Path, options: list[str], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        write("--out", tmp_path / "data", *options)
     assert not list(tmp_path.iterdir())
 
 
@@ -247,5 +336,85 @@ def test_inspect_shows_what_the_loss_is_on(write: Write, saved: Path, tmp_path: 
     write("--out", tmp_path / "data", "--from-shards", tmp_path / "ids.safetensors")
     shown = write(tmp_path / "data", "--target", saved, name="inspect")
     assert "user w8[[w9 </s>]]" in shown.replace("\n", " ")
+    assert "None" not in shown
     with pytest.raises(ValueError, match="no split 'test'"):
         write(tmp_path / "data", "--target", saved, "--split", "test", name="inspect")
+
+
+def hint(told: str) -> list[str]:
+    """What `write` says shows the text, as arguments of `inspect`."""
+    shown = re.search(r"`hf-eagle3 data inspect ([^`]*)` shows the text", told)
+    assert shown is not None, told
+    return shlex.split(shown[1])
+
+
+def test_inspect_takes_the_target_from_the_dataset(write: Write, saved: Path, prompts: Path, tmp_path: Path) -> None:
+    """And what `write` says last is a command that works."""
+    told = write("--out", tmp_path / "my data", "--target", saved, "--prompts", prompts, *SMALL)
+    shown = write(*hint(told), name="inspect")
+    assert re.search(r"<s> user : w\d+", shown)
+    assert write(tmp_path / "my data", "--target", saved, name="inspect") == shown
+
+
+def test_inspect_asks_for_a_target_that_is_not_recorded(write: Write, saved: Path, tmp_path: Path) -> None:
+    """As of shards whose target was not told, and of datasets from elsewhere."""
+    rows = [Conversation([4, 20, 21, 1], [False, False, True, True], [], {})] * 3
+    save_conversations(rows, tmp_path / "ids.safetensors")
+    told = write("--out", tmp_path / "data", "--from-shards", tmp_path / "ids.safetensors")
+    assert hint(told) == [str(tmp_path / "data"), "--target", "THE_TARGET"]
+    with pytest.raises(ValueError, match="does not name the target whose tokens it holds: give it with --target"):
+        write(tmp_path / "data", name="inspect")
+    write(tmp_path / "data", "--target", saved, name="inspect")
+    write("--out", tmp_path / "named", "--from-shards", tmp_path / "ids.safetensors", "--target", saved)
+    assert "[[w9 </s>]]" in write(tmp_path / "named", name="inspect").replace("\n", " ")
+    (saved / "tokenizer.json").unlink()
+    with pytest.raises(OSError, match=r"The tokenizer of .*target' cannot be had .*--target"):
+        write(tmp_path / "named", name="inspect")
+
+
+def test_inspect_reads_the_embedded_target_where_the_dataset_names_it(
+    write: Write, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "converted_target", lambda: saved)
+    rows = [Conversation([4, 20, 21, 1], [False, False, True, True], [], {})] * 3
+    facts = {"target": embedded.TARGET_ID, "weights": "embedded, 4-bit"}
+    store.save_dataset(rows, tmp_path / "data", Tally(), facts)
+    assert "[[w9 </s>]]" in write(tmp_path / "data", name="inspect").replace("\n", " ")
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    (tmp_path / "evaluation").mkdir()
+    rows = [{"turns": [" ".join(f"w{i}" for i in range(10, 20)), "w30 w31"]}]
+    (tmp_path / "evaluation" / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "evaluation"
+
+
+def test_shards_that_share_words_with_questions_are_left_out(
+    write: Write, saved: Path, tokenizer: PreTrainedTokenizerFast, evaluation: Path, tmp_path: Path
+) -> None:
+    """By their messages, else by what the target's tokenizer makes of their ids."""
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text)["input_ids"])
+
+    passage = " ".join(f"w{i}" for i in range(11, 19))
+    texts = ["w1 w2", f"w3 {passage} w4", "w5 w6", "w7 w8"]
+    bare = [Conversation(ids(f"{text} w9"), [False] * len(ids(text)) + [True], [], {}) for text in texts]
+    shards = tmp_path / "ids.safetensors"
+    options = ["--from-shards", shards, "--exclude", evaluation]
+    save_conversations(bare, shards)
+    with pytest.raises(ValueError, match=r"token ids alone: give --target"):
+        write("--out", tmp_path / "none", *options)
+    told = write("--out", tmp_path / "one", *options, "--target", saved)
+    assert "excluded questions: 3 kept, 1 dropped (of an evaluation file 1); sharing words with q.jsonl 1" in told
+    kept = [row["input_ids"] for split in rows_of(tmp_path / "one").values() for row in split]
+    assert sorted(kept) == sorted(row.ids for row in (bare[0], *bare[2:]))
+    for row, text in zip(bare, ["w30, w31?", texts[1], *texts[2:]], strict=True):
+        row.messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "w30 w31"}]
+    save_conversations(bare, shards)
+    assert "excluded questions: 2 kept, 2 dropped" in write("--out", tmp_path / "two", *options)
+    assert "| excluded questions | " in (tmp_path / "two" / "README.md").read_text()
+    with pytest.raises(OSError, match="no question files"):
+        write("--out", tmp_path / "none", "--from-shards", shards, "--exclude", tmp_path / "nowhere")
+    assert not (tmp_path / "none").exists()

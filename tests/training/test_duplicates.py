@@ -62,6 +62,21 @@ def test_near_duplicates_without_spaces() -> None:
     assert seen.seen("请解释一下黑洞是怎么形成的以及光为什么不能从里面逃出来") is None
 
 
+def test_of_1_only_the_same_prompts_are_duplicates() -> None:
+    """A similarity of 0.99 is estimated as 1 now and then."""
+    seen = Duplicates(near=1)
+    assert seen.seen(LONG) is None
+    assert seen.seen(LONG.replace(" ", ", ")) is None
+    assert seen.seen(f"{LONG}!") == "duplicate"
+
+
+@pytest.mark.parametrize("near", [1e-9, 0.001, 0.96, 0.99, 0.995, 0.9999])
+def test_every_share_is_a_threshold(near: float) -> None:
+    seen = Duplicates(near=near)
+    assert seen.seen(LONG) is None
+    assert seen.seen(LONG.replace(" ", ", ")) == "near duplicate"  # other signs, the same words
+
+
 @pytest.mark.parametrize("near", [0.6, 0.7, 0.8, 0.9])
 def test_the_threshold_is_kept_to(near: float) -> None:
     """Whatever the index takes for a candidate: at 0.9 it names a pair whose similarity is 0.73."""

@@ -147,6 +147,16 @@ def test_evaluation_questions_pass_neither_as_prompt_nor_as_answer() -> None:
     assert overlap.hits == {"q.jsonl": 2}
 
 
+def test_short_evaluation_questions_are_whole_turns_of_the_user() -> None:
+    overlap, tally = Overlap(), Tally()
+    overlap.add("And why is that?", "q.jsonl")
+    door = Gate(FilterRules(personal=False), tally, overlap)
+    assert door.prompt(["Explain what rain is, and why is that so?"])
+    assert not door.prompt(["Explain what rain is.", "and why is that"])
+    assert door.answer("And why is that?", [1, 2])
+    assert overlap.hits == {"q.jsonl": 1}
+
+
 @pytest.mark.parametrize(
     ("rules", "told"),
     [

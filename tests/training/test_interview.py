@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -219,6 +220,39 @@ def test_self_prompting_is_seeded_and_keeps_to_its_budget(
     assert all(example.about["source"].startswith("self-prompting/") for example in examples)
 
 
+def test_short_conversations_are_made_up_too(
+    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit is cut short or left out; where nothing would, it is told before anything is asked."""
+    begin = SelfPrompter.begin
+
+    def with_passages(self: SelfPrompter, number: int) -> Interview:
+        self.passages.extend([list(range(20, 60))] * 40)
+        return begin(self, number)
+
+    monkeypatch.setattr(SelfPrompter, "begin", with_passages)
+    with pytest.raises(ValueError, match="--max-length") as caught:
+        held(target, tokenizer, replace(PLAN, max_length=40))
+    shortest = int(re.findall(r"of (\d+) or more", str(caught.value))[0])
+    with pytest.raises(ValueError, match="--max-length"):
+        held(target, tokenizer, replace(PLAN, max_length=shortest - 1))
+    left_out = 0
+    for limit in (shortest, 200, 400):
+        for interview in held(target, tokenizer, replace(PLAN, max_length=limit, answer_tokens=600)):
+            check(interview.examples, tokenizer)
+            assert all(len(example.ids) <= limit for example in interview.examples)
+            sampled = interview.tally.to_json().get("sampled user turns", {})
+            left_out += sampled.get("dropped", {}).get(f"over {limit} tokens", 0)
+    assert left_out
+
+
+def test_a_plan_names_the_options() -> None:
+    with pytest.raises(ValueError, match=r"--temperature.*--greedy-share"):
+        Plan(temperature=0.0)
+    with pytest.raises(ValueError, match=r"--max-answer.*--max-length"):
+        Plan(max_answer=64, max_length=64)
+
+
 def test_the_hint_is_never_seen_by_the_answer(target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     seen = []
 
@@ -293,6 +327,81 @@ def test_a_server_is_asked_turn_by_turn(tokenizer: PreTrainedTokenizerFast, rewr
         check(interview.examples[-1:], tokenizer)
         assert [example.about["turns"] for example in interview.examples] == ([1, 2, 3] if rewriting else [3])
         assert [example.about["finished"] for example in interview.examples] == [True] * 2 * rewriting + [False]
+
+
+class RefusingServer(EchoServer):
+    """Refuses what holds a poisoned text; one request after the other, in their order."""
+
+    url = "http://x/v1"
+
+    def __init__(self, poison: Sequence[str]) -> None:
+        super().__init__()
+        self.poison = set(poison)
+
+    def answers(self, requests: Iterator[ServerRequest]) -> Iterator[ServerAnswer]:
+        for request in requests:
+            self.requests.append(request)
+            if request.messages[-1]["content"] in self.poison:
+                yield ServerAnswer(request, "", False, refusal="400: context too long")
+            else:
+                yield ServerAnswer(request, "w1 w2", True)
+
+
+def asked_of(tokenizer: Any, server: Any, prompts: Any, before: Sequence[Conversation] = (), **plan: Any) -> Any:
+    gate: Any = OpenGate()
+    asking = replace(PLAN, **{"answer_tokens": None, **plan})
+    interviewer = ServerInterviewer(server, tokenizer, [STOP], asking, gate, iter(prompts))
+    for conversation in before:
+        interviewer.remember(conversation)
+    return interviewer
+
+
+def test_a_turn_that_the_server_refuses_is_dropped_and_counted(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A first turn that is refused leaves nothing, a later one what was answered before it."""
+    prompts = given(9, turns=2)
+    poison = [prompts[0][1].turns[0], prompts[4][1].turns[0], prompts[6][1].turns[1]]
+    interviews = {held.number: held for held in asked_of(tokenizer, RefusingServer(poison), prompts)}
+    assert sorted(interviews) == list(range(9))
+    assert {number: held.answered for number, held in interviews.items()} == {
+        **dict.fromkeys(range(9), 2),
+        0: 0, 4: 0, 6: 1,
+    }
+    tally = Tally()
+    for held in interviews.values():
+        tally.merge(held.tally)
+    assert tally.to_json()["answers"] == {
+        "kept": 13, "dropped": {"server refused it": 3},
+        "notes": {"the server refused first with 400: context too long": 1},
+    }  # fmt: skip
+    assert not any(held.refused for held in interviews.values())
+    check([example for held in interviews.values() for example in held.examples], tokenizer)
+
+
+@pytest.mark.parametrize(("count", "asked"), [(3, 3), (12, 8)])
+@pytest.mark.parametrize("budget", [None, 60])
+def test_a_server_that_refuses_everything_ends_the_run(
+    tokenizer: PreTrainedTokenizerFast, count: int, asked: int, budget: int | None
+) -> None:
+    """Nothing of it is given out by then, so that nothing is done with when the server has been mended."""
+    prompts = given(count, turns=1)
+    server = RefusingServer([prompt.turns[0] for _, prompt in prompts])
+    interviewer = asked_of(tokenizer, server, prompts, answer_tokens=budget)
+    seen = []
+    with pytest.raises(OSError, match=rf"http://x/v1 refused each of the first {asked} .*\(400: context too long\)"):
+        seen += list(interviewer)
+    assert not seen
+    assert len(server.requests) == asked
+
+
+def test_the_last_prompts_of_a_resumed_run_may_all_be_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = given(3, turns=1)
+    before = Conversation([4, 1], [False, True], [], {"source": "here"})
+    server = RefusingServer([prompt.turns[0] for _, prompt in prompts])
+    assert len(list(asked_of(tokenizer, server, prompts, [before]))) == 3
+    prompts = given(12, turns=1)
+    server = RefusingServer([prompt.turns[0] for _, prompt in prompts])
+    with pytest.raises(OSError, match="each of the first 8"):
+        list(asked_of(tokenizer, server, prompts, [before]))
 
 
 def test_stop_ids(target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:

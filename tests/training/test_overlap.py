@@ -33,11 +33,20 @@ def test_a_passage_is_found_in_other_clothes(folder: Path) -> None:
     assert overlap.hits == {"maths.jsonl": 1, "short.txt": 0}
 
 
-def test_short_questions_count_whole(folder: Path) -> None:
+def test_short_questions_count_as_whole_turns(folder: Path) -> None:
+    """Within other texts they are no sign of anything: "Why?" stands in every second one."""
     overlap = Overlap.from_questions([folder])
-    assert overlap.hit("Tell me, who wrote 'Faust', and when?") == "short.txt"
-    assert overlap.hit("who wrote") is None
+    assert overlap.hit("who WROTE 'Faust'?!") == "short.txt"
     assert overlap.hit("And then: what?") == "maths.jsonl"  # a second turn
+    assert overlap.hit("Tell me, who wrote 'Faust', and when?") is None
+    assert overlap.hit("who wrote") is None
+    assert overlap.hit("Who wrote Faust?", turn=False) is None
+    overlap.add("Why?", "why.txt")
+    overlap.add("?!", "signs.txt")
+    assert overlap.hit("Explain why the sky is blue.") is None
+    assert overlap.hit("...") is None
+    assert overlap.hit("why") == "why.txt"
+    assert overlap.hits == {"maths.jsonl": 1, "short.txt": 1, "why.txt": 1, "signs.txt": 0}
 
 
 def test_scripts_without_spaces() -> None:
@@ -70,10 +79,11 @@ def test_every_form_of_question(tmp_path: Path, row: dict[str, Any]) -> None:
 def test_exactly_shared_passages_are_hits(question: list[str], text: list[str], n: int) -> None:
     overlap = Overlap(n)
     overlap.add(" ".join(question), "q")
-    length = min(n, len(question))
-    grams = {tuple(question[i : i + length]) for i in range(len(question) - length + 1)}
-    shared = any(tuple(text[i : i + length]) in grams for i in range(len(text) - length + 1))
-    assert (overlap.hit(" ".join(text)) == "q") == shared
+    grams = {tuple(question[i : i + n]) for i in range(len(question) - n + 1)}
+    shared = any(tuple(text[i : i + n]) in grams for i in range(len(text) - n + 1))
+    assert (overlap.hit(" ".join(text), turn=False) == "q") == shared
+    assert (overlap.hit(" ".join(text)) == "q") == (shared or text == question)
+    assert overlap.hit(" ".join(question)) == "q"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +92,7 @@ def test_exactly_shared_passages_are_hits(question: list[str], text: list[str], 
         ("{", "Line 1 of .*q.jsonl is not JSON"), ('{"other": 1}', "Line 1 of .*q.jsonl holds no question"),
         ('{"turns": "text"}', "holds no question"), ("[1]", "holds no question"),
         ('{"messages": ["hi"]}', "holds no question"), ("", "holds no question to stay clear of"),
+        ("[" * 100_000, "Line 1 of .*nested too deep"), ('{"turns": [1' + "0" * 5000 + "]}", "holds no question"),
     ],
 )  # fmt: skip
 def test_unreadable_questions_are_refused(tmp_path: Path, line: str, told: str) -> None:
@@ -101,3 +112,5 @@ def test_wrong_paths_are_refused(tmp_path: Path) -> None:
         Overlap.from_questions([tmp_path / "q.txt"])
     with pytest.raises(ValueError, match="at least 1"):
         Overlap(0)
+    with pytest.raises(ValueError, match="empty name"):
+        Overlap.from_questions([""])

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_eagle3.data import personal
 from hf_eagle3.data.personal import PersonalData
 
 FINDER = PersonalData()
@@ -120,6 +121,35 @@ def test_decimals_are_never_personal(numbers: list[float]) -> None:
 def test_all_kinds_of_a_text_are_told() -> None:
     text = "Mail anna@example.org or call +49 30 901820, and anna@example.org again."
     assert FINDER.kinds(text) == ["EMAIL_ADDRESS", "PHONE_NUMBER"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Write to me: anna.berg@example.org, please", "(anna@example.org)", "mailto:anna@mail.example.co.uk?subject=x",
+        "x" * 4000 + "@example.org", "a." * 4000 + "a@example.org", "a@b@example.org", "@anna @berg anna@example.org.",
+        "git@github.com:org/repo.git and anna@example.org", "a@b.c " * 800 + "anna@example.org",
+        "anna@" + "sub." * 20 + "example.org", "anna@my-host.example.org-", "<anna@example.org>;<b@example.org>",
+    ],
+)  # fmt: skip
+def test_addresses_among_other_signs(text: str) -> None:
+    assert FINDER.kinds(text) == ["EMAIL_ADDRESS"]
+
+
+@pytest.mark.parametrize("apart", range(50, 80))
+def test_no_address_is_cut_out_of_another(apart: int) -> None:
+    assert FINDER.kinds(f"git@github.com:org/{'r' * apart}.git git@github.com:org/repo.git") == []
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 4000 + "@", "a." * 4000 + "@b.notadomain", "a@" + "a-" * 4000, "@a.b" * 500, "a" * 8000 + "@"]
+)
+def test_presidio_never_sees_long_runs_of_signs(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pattern for addresses takes the square of their length: 5 s for 8,000 signs as a.a.a...@."""
+    seen = []
+    monkeypatch.setattr(personal, "_holds", lambda recogniser, weigh, text: seen.append(len(text)))
+    assert FINDER.kinds(text) == []
+    assert max(seen, default=0) <= 64 + 1 + 507
 
 
 OFFLINE = """

@@ -53,13 +53,74 @@ def test_a_busy_server_is_asked_again() -> None:
 
 def test_what_was_answered_before_a_failure_is_not_lost() -> None:
     def breaks(body: dict[str, Any]) -> tuple[int, str, str]:
-        return (400, "context too long", "stop") if "question 5" in body["messages"][-1]["content"] else echo(body)
+        return (402, "no credit", "stop") if "question 5" in body["messages"][-1]["content"] else echo(body)
 
     with serving(ChatServer(breaks)) as there:
         answers = Server(there.url, concurrency=1).answers(requests(9))
         assert [next(answers).request.key for _ in range(5)] == [0, 1, 2, 3, 4]
-        with pytest.raises(OSError, match=r"failed \(400: .*context too long"):
+        with pytest.raises(OSError, match=r"failed \(402: .*no credit"):
             next(answers)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_request_does_not_end_the_others(status: int) -> None:
+    def poisoned(body: dict[str, Any]) -> tuple[int, str, str]:
+        return (status, "context\ntoo long", "stop") if "question 5" in body["messages"][-1]["content"] else echo(body)
+
+    with serving(ChatServer(poisoned)) as there:
+        answers = {answer.request.key: answer for answer in Server(there.url, concurrency=2).answers(requests(9))}
+    assert sorted(answers) == list(range(9))
+    assert len(there.asked) == 9  # it is not asked again
+    refusals = {key: answer.refusal for key, answer in answers.items() if answer.refusal is not None}
+    assert list(refusals) == [5]
+    assert refusals[5].startswith(f"{status}: ")
+    assert "context too long" in refusals[5]
+
+
+def chat(*choices: Any) -> dict[str, Any]:
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "tiny", "choices": list(choices)}
+
+
+PAGE = b"<html>\n<title>Welcome</title>\n</html>"
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (PAGE, "no JSON .*Welcome"), (b"{oops", "no JSON"), (b"[" * 100_000, "no JSON"), ([], "without choice"),
+        (chat(), "without choice"), ({"object": "chat.completion"}, "without choice"), ("text", "without choice"),
+        (chat({"finish_reason": "stop", "message": None}), "without choice"), (chat(None), "without choice"),
+        (chat({"finish_reason": "stop", "message": {"content": ["a"]}}), "content is no text"),
+    ],
+)  # fmt: skip
+def test_chats_of_another_protocol_are_told(sent: Any, told: str) -> None:
+    with serving(ChatServer(echo, instead={"/chat/completions": sent})) as there:
+        server = Server(there.url)
+        with pytest.raises(OSError, match=rf"answered with .*{told}.*ends in /v1") as error:
+            list(server.answers(requests(1)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("sent", [PAGE, b"{oops", {"object": "list"}, {"data": None}, {"data": ["tiny"]}, []])
+def test_models_of_another_protocol_are_told(sent: Any) -> None:
+    there = ChatServer(echo, instead={"/models": sent})
+    with serving(there), pytest.raises(OSError, match=r"answered with .*ends in /v1"):
+        Server(there.url)
+
+
+@pytest.mark.parametrize("message", [{"role": "assistant", "content": None}, {"reasoning_content": "Well,"}])
+def test_no_content_is_an_empty_answer(message: dict[str, Any]) -> None:
+    """A server that keeps thoughts apart sends null, or nothing, where all was thought."""
+    choice = {"index": 0, "finish_reason": "length", "message": message}
+    with serving(ChatServer(echo, instead={"/chat/completions": chat(choice)})) as there:
+        (answer,) = Server(there.url).answers(requests(1))
+    assert (answer.text, answer.finished, answer.refusal) == ("", False, None)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1"])
+def test_what_is_no_address_is_told(url: str) -> None:
+    with pytest.raises(ValueError, match="give its address, as in http://localhost:8000/v1"):
+        Server(url)
 
 
 def test_refusals_are_told() -> None:

@@ -42,8 +42,11 @@ FORMS: list[tuple[Any, tuple[str, ...], str | None]] = [
     ({"prompt": None, "text": "So?"}, ("So?",), None),
     ("plain", ("plain",), None),
 ]
+DEEP = "[" * 100_000 + "]" * 100_000
+LONG_NUMBER = '{"id": 1' + "0" * 5000 + ', "prompt": "one"}'  # longer than Python reads as int
 BAD: list[tuple[Any, str]] = [
     ("{broken", "broken JSON"), ([1], "no JSON object"), (7, "no JSON object"),
+    (DEEP, "JSON nested too deep"), ({"prompt": 10**3000}, "a turn that is no text"),
     ({"messages": []}, "no user turn"), ({"messages": TALK[:1]}, "no user turn"), ({"prompt": " "}, "no user turn"),
     ({"other": 1}, "an unknown form"), ({"prompt": 12}, "a turn that is no text"),
     ({"turns": ["one", 2]}, "a turn that is no text"), ({"turns": "one"}, "an unknown form"),
@@ -54,7 +57,7 @@ BAD: list[tuple[Any, str]] = [
 
 
 def write(path: Path, rows: list[Any], raw: bool = False) -> str:
-    lines = (row if raw or row == "{broken" else json.dumps(row) for row in rows)
+    lines = (row if raw or row in ("{broken", DEEP) else json.dumps(row) for row in rows)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return str(path)
 
@@ -128,6 +131,20 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
             turns(source)
     with pytest.raises(OSError, match=r"no files in .* that end in \.jsonl"):
         turns(tmp_path)
+    with pytest.raises(ValueError, match="empty name"):
+        turns("")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_numbers_of_any_length_and_depths_of_any_kind(tmp_path: Path, suffix: str) -> None:
+    source, tally = write(tmp_path / f"a{suffix}", [LONG_NUMBER, DEEP, '{"prompt": "two"}'], raw=True), Tally()
+    assert turns(source, tally=tally) == [("one",), ("two",)]
+    assert tally.rows()[0][2] == {"JSON nested too deep": 1}
+    (tmp_path / "b.json").write_text(DEEP)
+    with pytest.raises(ValueError, match=r"no prompt in its 1 rows \(JSON nested too deep \(b.json:1\)\)"):
+        turns(tmp_path / "b.json")
+    said = json.dumps({"messages": "[{" + DEEP})
+    assert turns(write(tmp_path / "c.jsonl", [said, '{"prompt": "two"}'], raw=True)) == [("two",)]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from safetensors.torch import save_file
 
 from hf_eagle3.data import store
 from hf_eagle3.data.conversations import Conversation, load_conversations, save_conversations
-from hf_eagle3.data.store import load_dataset, save_dataset
+from hf_eagle3.data.store import load_dataset, recorded_target, save_dataset
 from hf_eagle3.data.tally import Tally
 
 SHIPPED = Path(__file__).parents[2] / "model_cards" / "SmolLM2-135M-Instruct-EAGLE3" / "training_ids.safetensors"
@@ -55,6 +58,26 @@ def test_what_holds_no_conversations_is_told(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(2)}, tmp_path / "head.safetensors")
     with pytest.raises(ValueError, match="holds weight"):
         list(load_conversations(tmp_path / "head.safetensors"))
+    (tmp_path / "notes.txt").write_text("no tensors at all")
+    with pytest.raises(ValueError, match=r"notes.txt is no whole shard"):
+        list(load_conversations(tmp_path / "notes.txt"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "metadata", "told"),
+    [
+        ({"mask": torch.ones(3, dtype=torch.bool)}, {}, "4 ids and 3 marks for 2 conversations of 4 tokens"),
+        ({"lengths": torch.tensor([2, 1])}, {}, "2 conversations of 3 tokens"),
+        ({}, {"about": "[{}]"}, "told of 1 and 2 times"), ({}, {"messages": "[{"}, "no whole shard"),
+    ],
+)  # fmt: skip
+def test_shards_whose_parts_do_not_agree_are_told(
+    tmp_path: Path, changed: dict[str, torch.Tensor], metadata: dict[str, str], told: str
+) -> None:
+    tensors = {"ids": torch.arange(4), "mask": torch.ones(4, dtype=torch.bool), "lengths": torch.tensor([2, 2])}
+    save_file(tensors | changed, tmp_path / "ids.safetensors", metadata)
+    with pytest.raises(ValueError, match=told):
+        list(load_conversations(tmp_path / "ids.safetensors"))
 
 
 def test_shards_of_the_first_release_are_read(tmp_path: Path) -> None:
@@ -143,6 +166,34 @@ def test_both_splits_need_conversations(tmp_path: Path, count: int, held_out: in
     assert not list(tmp_path.iterdir())
 
 
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """As if no file could grow beyond `room` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path) -> None:
+    rows, long = [conversation(number) for number in range(4)], Conversation([5] * 9000, [True] * 9000)
+    shard, folder = tmp_path / "conversations-00000.safetensors", tmp_path / "data"
+    save_conversations(rows, shard)
+    save_dataset(rows, folder, Tally(), FACTS)
+    with full_disk(1024):
+        with pytest.raises(OSError, match=r"conversations-00000.* cannot be written .*: make room"):
+            save_conversations([long], shard)
+        with pytest.raises(OSError, match=r"data cannot be written .*: make room"):
+            save_dataset([long] * 4, folder, Tally(), FACTS, overwrite=True)
+        with pytest.raises(OSError, match=r"other cannot be written"):
+            save_dataset([long] * 4, tmp_path / "other", Tally(), FACTS)
+    assert list(load_conversations(shard)) == rows
+    assert sum(map(len, load_dataset(folder).values())) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {shard.name, "data"}
+
+
 def test_nothing_kept_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No conversation was kept"):
         save_dataset([], tmp_path / "data", Tally(), FACTS)
@@ -180,3 +231,49 @@ def test_datasets_of_others_are_checked(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match="empty"):
         load_dataset(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": '{"model_type": "llama", "eos_token_id": [1, 2]}', "tokenizer.json": '{"added_tokens": []}'},
+        {"notes.md": "no rows"}, {"rows.jsonl": "{broken"}, {"rows.parquet": "nonsense"},
+        {"dataset_dict.json": "{}", "README.md": ""}, {"dataset_dict.json": "{oops"}, {"dataset_dict.json": "[]"},
+        {"dataset_dict.json": '{"splits": ["train"]}'}, {"state.json": "{}"},
+    ],
+)  # fmt: skip
+def test_what_is_no_dataset_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+    """A model's folder, say."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "folder").mkdir()
+    for name, text in files.items():
+        (tmp_path / "folder" / name).write_text(text)
+    with pytest.raises((OSError, ValueError)) as error:
+        load_dataset(tmp_path / "folder")
+    assert "hf-eagle3 data write" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/no/where/at/all", "a/b/c/d", "one two"])
+def test_a_dataset_that_is_not_there_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=r"is no dataset that can be read .*hf-eagle3 data write"):
+        load_dataset(name)
+
+
+def test_an_empty_name_is_no_dataset() -> None:
+    with pytest.raises(ValueError, match="empty name"):
+        load_dataset("")
+
+
+def test_the_card_names_the_target_for_programs(tmp_path: Path) -> None:
+    rows = [conversation(number) for number in range(4)]
+    save_dataset(rows, tmp_path / "named", Tally(), FACTS)
+    assert recorded_target(tmp_path / "named") == "tiny/target"
+    save_dataset(rows, tmp_path / "unnamed", Tally(), {"seed": 0})
+    assert recorded_target(tmp_path / "unnamed") is None
+    for text in ("# A card of the first release", "---\nhf_eagle3: 3\n---\n", "---\na: [\n---\n", "---\n- a\n---\n"):
+        (tmp_path / "named" / "README.md").write_text(text)
+        assert recorded_target(tmp_path / "named") is None
+    (tmp_path / "named" / "README.md").unlink()
+    assert recorded_target(tmp_path / "named") is None

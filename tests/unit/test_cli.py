@@ -207,6 +207,18 @@ def test_eval_lossless_fails_on_a_wrong_token(
     assert "3 mismatches" in shown.output
 
 
+@pytest.mark.parametrize("device", ["banana", "cuda:x", "", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pair_folders, device: str
+) -> None:
+    arguments = ["generate", "hi", "--target", pair_folders.target, "--head", pair_folders.head]
+    assert run_main(monkeypatch, *arguments, "--device", device) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"hf-eagle3: --device {device!r} was given, which cannot be used here (")
+    assert "give cpu" in told
+    assert told.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -224,6 +236,17 @@ def test_what_a_user_can_mend_is_one_sentence(
     told = capsys.readouterr().err
     assert told.startswith(f"hf-eagle3: {message}")
     assert told.count("\n") == 1
+
+
+def test_what_another_library_tells_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_) -> None:
+        raise OSError("No such model.\n\n  Look at  the Hub.\n")
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert run_main(monkeypatch) == 2
+    assert capsys.readouterr().err == "hf-eagle3: No such model. Look at  the Hub.\n"
 
 
 def test_trace_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
