@@ -12,7 +12,7 @@ help:
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the long ones: all questions, real models"
 	@echo "make lint       ruff and mypy"
-	@echo "make format     ruff's fixes and formatting of imports"
+	@echo "make format     ruff's fixes and its formatting"
 
 install: $(STAMP)
 
@@ -42,10 +42,12 @@ test-slow: install
 
 lint: install
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
 format: install
 	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

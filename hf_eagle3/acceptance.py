@@ -20,9 +20,7 @@ class Step(NamedTuple):
     child: int | None
 
 
-def walk(
-    children: list[list[int]], tokens: list[int], choose: Callable[[int, list[int]], int]
-) -> Iterator[Step]:
+def walk(children: list[list[int]], tokens: list[int], choose: Callable[[int, list[int]], int]) -> Iterator[Step]:
     """Go down the tree from the root, choosing the target's token at each node, until no child holds it.
 
     Lazy on purpose: `choose` is called once per visited node, in order, after the caller has seen the tokens before

@@ -23,7 +23,7 @@ def backend_of(target: PreTrainedModel) -> str:
     if backend not in SUPPORTED_BACKENDS:
         raise ValueError(
             f"The target runs attention implementation {backend!r}, which cannot express a draft tree; load it with "
-            "`attn_implementation=\"sdpa\"` or `attn_implementation=\"eager\"`."
+            '`attn_implementation="sdpa"` or `attn_implementation="eager"`.'
         )
     return backend
 

@@ -85,6 +85,7 @@ class Eagle3PreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
 
+
 class Eagle3DraftModel(Eagle3PreTrainedModel):
     """
     An EAGLE-3 draft head (arXiv 2503.01840), loaded and saved like any transformers model.

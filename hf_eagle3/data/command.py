@@ -20,7 +20,6 @@ import typer
 from ..evaluation.command import Precision, load_pair
 
 if TYPE_CHECKING:
-    from .filters import FilterRules
     from .interview import Plan
     from .tally import Tally
     from .writing import Opened, Prompts
@@ -58,6 +57,10 @@ def write(
     near_duplicates: Annotated[
         float, typer.Option(min=0, max=1, help="Prompts as similar as this are dropped; 0 or 1: only equal ones.")
     ] = 0.8,
+    max_foreign: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of a prompt's characters, other than ASCII [0.05; --prompts: any]."),
+    ] = None,
     keep_personal_data: Annotated[
         bool, typer.Option("--keep-personal-data", help="Do not drop texts with addresses, numbers and names.")
     ] = False,
@@ -72,6 +75,7 @@ def write(
 
     Interrupted at any moment, the same command goes on. The dataset's card counts what every step kept and dropped.
     """
+    from .filters import FilterRules
     from .writing import Job, Prompts, check_free, convert_shards, write_dataset
 
     check_free(out.absolute(), overwrite)
@@ -88,7 +92,8 @@ def write(
         given is not None, answer_tokens=answer_tokens, max_answer=max_answer, max_length=max_length,
         temperature=temperature, greedy_share=greedy_share, two_turn_share=two_turn_share, seed=seed,
     )  # fmt: skip
-    rules = _rules(given is not None, near_duplicates, personal=not keep_personal_data)
+    foreign = _FOREIGN if max_foreign is None and given is None else max_foreign
+    rules = FilterRules(near_duplicates=near_duplicates, personal=not keep_personal_data, max_foreign=foreign)
     connect = _in_process if server is None else _behind_server
     facts, opened = connect(plan, target, slots, dtype=dtype, device=device, url=server, name=server_model)
     job = Job(plan, rules, facts, given, tuple(exclude or ()))
@@ -151,12 +156,6 @@ def _plan(given: bool, **wanted: Any) -> Plan:
             f"{chosen['max_length']}: give a smaller --max-answer or a larger --max-length."
         )
     return Plan(**chosen)
-
-
-def _rules(given: bool, near_duplicates: float, personal: bool) -> FilterRules:
-    from .filters import FilterRules
-
-    return FilterRules(near_duplicates=near_duplicates, personal=personal, max_foreign=None if given else _FOREIGN)
 
 
 def _in_process(plan: Plan, target: str | None, slots: int, **given: Any) -> tuple[dict[str, Any], Opened]:

@@ -136,9 +136,7 @@ def evaluate(
     knobs = _tree(num_assistant_tokens, tree_depth, tree_top_k)
     # All of them before anything is measured: a wrong one is told at once.
     settings = [Settings(length, each, seed, knobs, WHOLE_DISTRIBUTION) for each in temperatures]
-    asked = gather_questions(
-        questions, files, limit if limit or lossless else 10, questions_split, questions_column
-    )
+    asked = gather_questions(questions, files, limit if limit or lossless else 10, questions_split, questions_column)
     precision = dtype or (Precision.float32 if lossless else None)
     pair = load_pair(target, head, precision, device, drafting=True)
     console = Console()
@@ -199,9 +197,7 @@ def sweep(
     console = Console()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("questions", total=len(asked))
-        entries = sweeping.sweep(
-            model, tokenizer, drafting, asked, shapes, settings, lambda: progress.advance(task)
-        )
+        entries = sweeping.sweep(model, tokenizer, drafting, asked, shapes, settings, lambda: progress.advance(task))
     console.print(report.sweep_table(entries))
     if json is not None:
         given = {**dataclasses.asdict(settings), "dtype": str(model.dtype), "device": str(model.device)}

@@ -71,9 +71,7 @@ def first_difference(plain: Sequence[int], drafted: Sequence[int]) -> int | None
     return None if len(plain) == len(drafted) else min(len(plain), len(drafted))
 
 
-def compare(
-    model: PreTrainedModel, prompt: torch.Tensor, plain: Sequence[int], drafted: Sequence[int]
-) -> Verdict:
+def compare(model: PreTrainedModel, prompt: torch.Tensor, plain: Sequence[int], drafted: Sequence[int]) -> Verdict:
     """Compares two greedy answers, and recomputes the logits at their first difference with one plain forward.
 
     Args:

@@ -109,9 +109,7 @@ class Measurement:
         questions = [question for of_file in self.asked.values() for question in of_file]
         with Progress(console=self.console, transient=True) as progress:
             task = progress.add_task(f"questions, temperature {settings.temperature:g}", total=len(questions))
-            return measure(
-                model, tokenizer, head, questions, settings, self.lookup, lambda _: progress.advance(task)
-            )
+            return measure(model, tokenizer, head, questions, settings, self.lookup, lambda _: progress.advance(task))
 
     def _summarise(self, trials: list[Trial], settings: Settings) -> list[Speed]:
         rows: list[Speed] = []

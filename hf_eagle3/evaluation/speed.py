@@ -91,9 +91,7 @@ def measure(
     return trials
 
 
-def summarise(
-    name: str, trials: Sequence[Trial], temperature: float = 0.0, shares: Shares | None = None
-) -> Speed:
+def summarise(name: str, trials: Sequence[Trial], temperature: float = 0.0, shares: Shares | None = None) -> Speed:
     """The figures of one row.
 
     Args:

@@ -175,9 +175,7 @@ def tree_levels(seen: Sequence[torch.Tensor | None], verifications: int) -> list
     return [0 if positions is None else int((positions - positions[..., :1]).max()) for positions in trees]
 
 
-def _timed(
-    model: PreTrainedModel, inputs: Mapping[str, Any], settings: Settings, keywords: Mapping[str, Any]
-) -> Run:
+def _timed(model: PreTrainedModel, inputs: Mapping[str, Any], settings: Settings, keywords: Mapping[str, Any]) -> Run:
     given = {name: value for name, value in keywords.items() if value is not None}
     prompt_length = inputs["input_ids"].shape[1]
     generate: Any = model.generate

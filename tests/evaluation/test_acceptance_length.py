@@ -23,9 +23,7 @@ def pair():
 def test_figures_are_what_generate_says(pair) -> None:
     target, head, ids = pair
     figures = acceptance_on(target, head, [{"input_ids": ids}] * 2, Settings(max_new_tokens=24))
-    out = target.generate(
-        ids, assistant_model=head, max_new_tokens=24, do_sample=False, return_dict_in_generate=True
-    )
+    out = target.generate(ids, assistant_model=head, max_new_tokens=24, do_sample=False, return_dict_in_generate=True)
     assert figures.lengths == out.acceptance_lengths[0] * 2
     assert figures.rounds == len(figures.lengths)
     assert figures.acceptance_length == sum(figures.lengths) / figures.rounds > 1.5

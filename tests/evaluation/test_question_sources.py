@@ -74,9 +74,7 @@ def test_a_folder_laid_out_like_a_data_set(data_set: str) -> None:
         ({"column": "essay"}, r"no question in essay; its columns are question, answer, hint.*--questions-column\.$"),
     ],
 )
-def test_split_and_column_that_are_not_there_are_named(
-    data_set: str, options: dict[str, str], message: str
-) -> None:
+def test_split_and_column_that_are_not_there_are_named(data_set: str, options: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as told:
         gather_questions([data_set], **options)
     assert "\n" not in str(told.value)

@@ -106,9 +106,7 @@ def test_returned_cache_drops_what_slides_out() -> None:
     pair = compare(target, oracle(target), {"max_new_tokens": 8}, input_ids=prompt())
     ids = torch.cat((pair.plain.sequences, prompt(6, seed=2)), dim=1)
     plain, ours = (
-        target.generate(
-            ids, max_new_tokens=40, past_key_values=out.past_key_values, return_dict_in_generate=True
-        )
+        target.generate(ids, max_new_tokens=40, past_key_values=out.past_key_values, return_dict_in_generate=True)
         for out in (pair.plain, pair.drafted)
     )
     assert ours.sequences.tolist() == plain.sequences.tolist()
@@ -145,9 +143,7 @@ def test_one_number_for_each_verification(target, head) -> None:
     compare(target, head, options, input_ids=prompt())  # meets the target, so that no probe is counted below
     calls: list[int] = []
     hook = count_forwards(target, calls)
-    out = target.generate(
-        prompt(), **fresh(options), assistant_model=head, return_dict_in_generate=True
-    )
+    out = target.generate(prompt(), **fresh(options), assistant_model=head, return_dict_in_generate=True)
     hook.remove()
     (lengths,) = out.acceptance_lengths
     assert all(isinstance(length, int) for length in lengths)

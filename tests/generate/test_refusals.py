@@ -63,9 +63,7 @@ def test_outputs_of_every_layer(target, head, name: str) -> None:
 
 
 def test_encoder_decoder() -> None:
-    config = T5Config(
-        vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
-    )
+    config = T5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
     target = T5ForConditionalGeneration(config).eval()
     head = OracleHead(OracleConfig(vocab_size=96, target_hidden_size=32))
     refusal(target, head, says="encoder-decoder")

@@ -17,9 +17,7 @@ def test_texts_are_fit_for_a_comparison(family: str) -> None:
     """They are varied, and no choice in them is so close that rounding could turn it."""
     target = tiny_target(family)
     for length in PROMPTS:
-        out = target.generate(
-            prompt(length), max_new_tokens=NEW, output_logits=True, return_dict_in_generate=True
-        )
+        out = target.generate(prompt(length), max_new_tokens=NEW, output_logits=True, return_dict_in_generate=True)
         logits = torch.cat(out.logits)
         best, second = logits.topk(2, dim=-1).values.unbind(-1)
         gap = float(((best - second) / logits.abs().amax(-1)).min())
@@ -50,9 +48,7 @@ def test_every_shape_of_tree(target, head, shape: tuple[int, int, int]) -> None:
     knobs = dict(zip(("num_assistant_tokens", "tree_depth", "tree_top_k"), shape, strict=True))
     learn_text(target, head, {"max_new_tokens": NEW}, input_ids=prompt())
     plain = target.generate(prompt(), max_new_tokens=NEW)
-    out = target.generate(
-        prompt(), max_new_tokens=NEW, assistant_model=head, return_dict_in_generate=True, **knobs
-    )
+    out = target.generate(prompt(), max_new_tokens=NEW, assistant_model=head, return_dict_in_generate=True, **knobs)
     assert out.sequences.tolist() == plain.tolist()
     assert mean_acceptance(out) > 1.0
     assert max(out.acceptance_lengths[0]) == 1 + shape[1]

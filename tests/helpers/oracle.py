@@ -108,9 +108,7 @@ class OracleDrafter(TreeDrafter):
         return tree
 
 
-def grow(
-    root: int, truth: list[int], depth: int, shape: TreeShape, vocabulary: int, dice: random.Random
-) -> DraftTree:
+def grow(root: int, truth: list[int], depth: int, shape: TreeShape, vocabulary: int, dice: random.Random) -> DraftTree:
     """A tree of `shape` that holds the chain `truth` among random branches; nodes are numbered at random, but a parent
     comes before its children."""
     truth = truth[: shape.num_assistant_tokens]

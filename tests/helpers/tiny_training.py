@@ -69,9 +69,7 @@ def arguments(folder: str | Path, **overrides: Any) -> Eagle3TrainingArguments:
 
 def untouched(folder: str | Path, **overrides: Any) -> Eagle3TrainingArguments:
     """Like `arguments`, without measuring or saving."""
-    return arguments(
-        folder, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, **overrides
-    )
+    return arguments(folder, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, **overrides)
 
 
 def losses(trainer: Eagle3Trainer) -> list[float]:

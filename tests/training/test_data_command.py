@@ -91,6 +91,27 @@ def test_given_prompts_become_a_dataset(write: Write, saved: Path, prompts: Path
     assert rows_of(tmp_path / "one") != rows
 
 
+def test_what_is_to_be_left_out_is(write: Write, saved: Path, tmp_path: Path) -> None:
+    """Personal data by default, a foreign script and evaluation questions on demand: each dropped and counted."""
+    question = "w1 w2 w3 w4 w5 w6 w7 w8"
+    turns = [f"w{i} w{i + 1} w{40 - i} w{i + 7}" for i in range(12)]
+    turns += [f"w9 w8 {question} w7", "w4 w5 w6 write to jane.doe@example.com", "напиши мне стихотворение о весне"]
+    (tmp_path / "prompts.txt").write_text("\n".join(turns))
+    (tmp_path / "held.txt").write_text(question)
+    told = write(
+        "--out", tmp_path / "data", "--target", saved, "--prompts", tmp_path / "prompts.txt", "--max-answer", 24,
+        "--slots", 4, "--near-duplicates", 0, "--exclude", tmp_path / "held.txt", "--max-foreign", 0.1,
+    )  # fmt: skip
+    assert "sharing words with held.txt 1" in told
+    assert "with EMAIL_ADDRESS 1" in told
+    assert "prompts: 12 kept, 3 dropped" in told
+    said = " ".join(message["content"] for rows in rows_of(tmp_path / "data").values() for row in rows
+                    for message in row["messages"] if message["role"] == "user")  # fmt: skip
+    assert question not in said
+    assert "@" not in said
+    assert said.isascii()
+
+
 def killed(tmp_path: Path, options: list[Any], interviews: int) -> None:
     """Run the command in a process of its own that is killed with SIGKILL after some `interviews`."""
     script = (

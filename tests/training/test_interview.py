@@ -364,7 +364,9 @@ def test_a_turn_that_the_server_refuses_is_dropped_and_counted(tokenizer: PreTra
     assert sorted(interviews) == list(range(9))
     assert {number: held.answered for number, held in interviews.items()} == {
         **dict.fromkeys(range(9), 2),
-        0: 0, 4: 0, 6: 1,
+        0: 0,
+        4: 0,
+        6: 1,
     }
     tally = Tally()
     for held in interviews.values():

@@ -117,7 +117,9 @@ def test_no_content_is_an_empty_answer(message: dict[str, Any]) -> None:
     assert (answer.text, answer.finished, answer.refusal) == ("", False, None)
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8000", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1"]
+)
 def test_what_is_no_address_is_told(url: str) -> None:
     with pytest.raises(ValueError, match="give its address, as in http://localhost:8000/v1"):
         Server(url)

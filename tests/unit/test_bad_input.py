@@ -326,9 +326,7 @@ def test_target_with_a_learned_prompt(saved: Path, kind: str) -> None:
 
     prompted = peft.get_peft_model(target(), getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4))
     with pytest.raises(ValueError, match="learned prompt or prefix") as caught:
-        prompted.generate(
-            input_ids=torch.tensor([[1, 2, 3]]), assistant_model=Eagle3DraftModel.from_pretrained(saved)
-        )
+        prompted.generate(input_ids=torch.tensor([[1, 2, 3]]), assistant_model=Eagle3DraftModel.from_pretrained(saved))
     one_sentence(caught.value, "without a head")
 
 
