@@ -25,6 +25,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+_CACHE, _CONVERTED = "hf_eagle3", "SmolLM2-135M-Instruct"  # folders of the converted target
 TARGET_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HEAD_NAME = "SmolLM2-135M-Instruct-EAGLE3"
 
@@ -96,6 +97,14 @@ def head_folder() -> Path:
     )
 
 
+def public_name(source: str) -> str:
+    """What a record calls the model of a `name_or_path`: the embedded ones by name, not by where this machine keeps
+    them."""
+    if Path(source).parent.name == _CACHE and Path(source).name.startswith(_CONVERTED):
+        return f"{TARGET_ID} (embedded, 4-bit)"
+    return HEAD_NAME if Path(source).name in ("embedded_head", HEAD_NAME) else source
+
+
 def converted_target(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The folder with the wheel's model as float32 safetensors; the first call makes it, which takes some seconds.
 
@@ -105,8 +114,8 @@ def converted_target(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         OSError: the wheel is not installed, or its file is not the one that was tested.
     """
-    root = Path(cache_dir) if cache_dir is not None else Path(constants.HF_HOME) / "hf_eagle3"
-    folder = root / f"SmolLM2-135M-Instruct-{_GGUF_SHA256[:12]}-transformers-{transformers.__version__}"
+    root = Path(cache_dir) if cache_dir is not None else Path(constants.HF_HOME) / _CACHE
+    folder = root / f"{_CONVERTED}-{_GGUF_SHA256[:12]}-transformers-{transformers.__version__}"
     if folder.is_dir():
         return folder
     root.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from .. import embedded
 from ..pairing import tree_shape
 from . import figures, report
 from .questions import Question, encode_chat
@@ -97,8 +98,8 @@ class Measurement:
             **dataclasses.asdict(settings),
             "tree": dataclasses.asdict(tree_shape(model, head, dict(settings.tree), None)),
             "temperature": [each.temperature for each in self.settings],
-            "target": model.name_or_path,
-            "head": head.name_or_path,
+            "target": embedded.public_name(model.name_or_path),
+            "head": embedded.public_name(head.name_or_path),
             "generation_config": model.generation_config.to_diff_dict(),
             "dtype": str(model.dtype),
             "device": str(model.device),

@@ -109,6 +109,13 @@ def test_head_belongs_to_the_target(pair) -> None:
 # ---------------------------------------------------------------------- what can be wrong
 
 
+def test_records_name_it_and_not_this_machines_folders(tmp_path: Path) -> None:
+    assert embedded.public_name(str(embedded.converted_target())) == f"{embedded.TARGET_ID} (embedded, 4-bit)"
+    assert embedded.public_name(str(embedded.head_folder())) == embedded.HEAD_NAME
+    for other in (str(tmp_path / "mine"), "someone/model", embedded.TARGET_ID):
+        assert embedded.public_name(other) == other
+
+
 def test_unknown_source() -> None:
     with pytest.raises(ValueError, match="source='wheel' or source='hub', not 'disk'"):
         embedded.load(source="disk")

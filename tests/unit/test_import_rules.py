@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"decoding", "pairing", "modeling_eagle3", "layouts"},
     "drawing": {"tree"},
     "data": set(),
-    "evaluation": {"generation", "drawing"},
+    "evaluation": {"generation", "drawing", "embedded"},
     "training": {"modeling_eagle3", "data", "evaluation"},
 }
 # The command line, the modules that hold its commands, and the package's own list of names may import everything.
