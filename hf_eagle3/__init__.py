@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .configuration_eagle3 import Eagle3Config
 from .drafters.eagle3 import Eagle3CandidateGenerator
 from .generation import drafting_with, install, uninstall
-from .modeling_eagle3 import Eagle3DraftModel, Eagle3Output
+from .modeling_eagle3 import Eagle3DraftModel, Eagle3Output, load_head
 from .tree import DraftTree, TreeShape
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "TreeShape",
     "drafting_with",
     "install",
+    "load_head",
     "uninstall",
 ]
 

@@ -42,6 +42,16 @@ class Eagle3Config(PreTrainedConfig):
             The captured boundaries, ascending: `b` is the residual stream that enters target layer `b`, that is
             `hidden_states[b]`. `None` means the official default `[2, L // 2, L - 3]` of the target it meets.
         num_target_boundaries (`int`): How many boundaries the fusion layer takes.
+        reads_last_hidden_state (`bool`):
+            Whether the head reads the target's last hidden state, after its final norm, as it is: no boundaries and no
+            fusion layer (`use_aux_hidden_state: false` of ModelOpt's heads).
+        norm_before_fc (`bool`): RMSNorm over the concatenated boundaries, before the fusion layer.
+        fc_norm (`bool`): RMSNorm of each boundary by itself, before they are concatenated (EAGLE-3.1).
+        norm_before_residual (`bool`): Whether the first layer's residual is the normed hidden state.
+        norm_output (`bool`): Whether the state after the final norm is what is fed back.
+        qkv_bias (`bool`): Biases of queries, keys and values; `attention_bias` adds the output's.
+        qk_norm (`bool`): RMSNorm over each head of queries and keys, before they are rotated (Qwen3's layer).
+        sliding_window (`int`, *optional*): Positions that the head sees back, its own included; all if not given.
         own_embeddings (`bool`): Whether the checkpoint brings token embeddings; else the target's are used.
         rope_parameters (`dict`, *optional*): RoPE of the head; base 10000 if absent, whatever the target's is.
 
@@ -80,6 +90,14 @@ class Eagle3Config(PreTrainedConfig):
     target_hidden_size: int | None = None
     target_boundaries: list[int] | None = None
     num_target_boundaries: int | None = None
+    reads_last_hidden_state: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_before_residual: bool = False
+    norm_output: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
     own_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -90,6 +108,8 @@ class Eagle3Config(PreTrainedConfig):
         if self.target_boundaries is not None:
             # Every engine concatenates in layer order, whatever order a config was written in.
             self.target_boundaries = sorted(self.target_boundaries)
+        if self.reads_last_hidden_state:
+            self.num_target_boundaries = 1
         if self.num_target_boundaries is None:
             self.num_target_boundaries = 3 if self.target_boundaries is None else len(self.target_boundaries)
         self._check_sizes()
@@ -108,6 +128,18 @@ class Eagle3Config(PreTrainedConfig):
                 f"`num_attention_heads` is {self.num_attention_heads}, which `num_key_value_heads`="
                 f"{self.num_key_value_heads} does not divide; choose a divisor."
             )
+        if self.norm_before_fc and self.fc_norm:
+            raise ValueError("`norm_before_fc` and `fc_norm` were both given: a head has one of them; choose.")
+        if self.reads_last_hidden_state and (
+            self.target_boundaries is not None or self.target_hidden_size != self.hidden_size
+        ):
+            raise ValueError(
+                f"`reads_last_hidden_state` was given for a head of width {self.hidden_size} with target_boundaries "
+                f"{self.target_boundaries} on a target of width {self.target_hidden_size}: such a head reads no "
+                "boundaries, and is as wide as the target."
+            )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"`sliding_window` is {self.sliding_window}: give at least 1, or None for all positions.")
         if self.tie_word_embeddings:
             raise ValueError(
                 "`tie_word_embeddings=True` was given, but a head's output rows are draft tokens and its embeddings "
@@ -122,11 +154,14 @@ class Eagle3Config(PreTrainedConfig):
             )
 
     def boundaries_for(self, num_target_layers: int) -> list[int]:
-        """The boundaries to capture from a target of `num_target_layers` layers, ascending.
+        """The boundaries to capture from a target of `num_target_layers` layers `L`, ascending; `[L]`, which
+        transformers gives after the final norm, where the head reads that state.
 
         Raises:
             ValueError: if the target has too few layers for them.
         """
+        if self.reads_last_hidden_state:
+            return [num_target_layers]
         if self.target_boundaries is None and self.num_target_boundaries != 3:
             raise ValueError(
                 f"The head reads {self.num_target_boundaries} boundaries and its config does not say which; load it "
@@ -174,7 +209,7 @@ class Eagle3Config(PreTrainedConfig):
         # Pipelines compare the special ids of model and assistant.
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             fields[name] = getattr(text, name, None)
-        if overrides.get("target_boundaries") is None:
+        if overrides.get("target_boundaries") is None and not overrides.get("reads_last_hidden_state"):
             fields["target_boundaries"] = default_boundaries(text.num_hidden_layers)
         fields.update(overrides)
         config = cls(**fields)

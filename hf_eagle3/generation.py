@@ -214,7 +214,9 @@ def _is_released_head(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool
     except (OSError, ValueError, TypeError):
         return False  # transformers says what is wrong with it, in its own words
     layout = layouts.recognise(fields)
-    return layout is not None and fields.get("model_type") != Eagle3Config.model_type
+    if layout is None or (layout.refused and kwargs.get("trust_remote_code")):
+        return False  # code of its own may know what to do with it
+    return fields.get("model_type") != Eagle3Config.model_type
 
 
 # ---------------------------------------------------------------------- install and uninstall

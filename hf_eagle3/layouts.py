@@ -34,30 +34,26 @@ SHARED_FIELDS = (
     "max_position_embeddings",
     "initializer_range",
     "rms_norm_eps",
-    "rope_parameters",
-    "rope_theta",
-    "rope_scaling",
     "pad_token_id",
     "bos_token_id",
     "eos_token_id",
     "num_attention_heads",
-    "target_hidden_size",
 )
 
+# Flags of a released config that our head has too, under the same name.
+KNOWN_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 # Flags that change a forward and leave no tensor behind: to load such a head without them would be silently wrong.
 CHANGES_THE_FORWARD: tuple[tuple[str, Callable[[Any], bool]], ...] = (
-    *((name, bool) for name in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")),
-    *((name, bool) for name in ("use_mtp_layernorm", "eh_proj_before_attn", "use_sliding_window")),
-    *((name, lambda value: value is False) for name in ("use_aux_hidden_state", "use_last_layernorm")),
-    ("next_layer_regular", lambda value: value is False),
-    ("reuse_target_lm_head", bool),
-    ("layer_types", lambda value: "sliding_attention" in (value or ())),
+    *((name, bool) for name in ("use_mtp_layernorm", "eh_proj_before_attn", "reuse_target_lm_head")),
+    *((name, lambda value: value is False) for name in ("use_last_layernorm", "next_layer_regular")),
+    ("use_input_layernorm_in_first_layer", lambda value: value is False),
     ("parallel_draft_step", lambda value: (value or 1) > 1),
     ("partial_rotary_factor", lambda value: value not in (None, 1.0)),
 )
 KNOWN_ROPE = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 Tensors = dict[str, torch.Tensor]
+Fields = Mapping[str, Any]  # of a config.json
 
 
 @dataclass
@@ -69,31 +65,121 @@ class Checkpoint:
     dtype: torch.dtype
     generation_config: GenerationConfig | None
     source: str
+    layout: str
+
+    def described(self) -> str:
+        """The layout and every convention that was taken, in a line for the log."""
+        config = self.config
+        boundaries = config.target_boundaries or "the target's default"
+        said = ["the target's last hidden state" if config.reads_last_hidden_state else f"boundaries {boundaries}"]
+        said += [name for name in (*KNOWN_FLAGS, "qk_norm", "qkv_bias", "own_embeddings") if getattr(config, name)]
+        said += [f"window {config.sliding_window}"] if config.sliding_window else []
+        rope: Any = config.rope_parameters or {}
+        said.append(f"rope {rope.get('rope_type')} of base {rope.get('rope_theta')}")
+        return f"{self.source}: layout {self.layout}; {', '.join(said)}"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One family of checkpoints: how its config is recognised and how its tensors are renamed."""
+    """One family of checkpoints: how its config is told from others, what its words mean, how tensors are renamed.
+
+    Args:
+        recognise: whether a config.json is of this family.
+        flatten: its config as one level of Llama's fields and our flags.
+        rename: patterns of tensor names, and what to put in their place; applied in order.
+        ids_are_boundaries: whether layer ids name what enters a layer. If not, a first id of 1 says that they name
+            layers' outputs, as the trainers that write such files do by default (trap 1).
+        refused: why heads of this family cannot be loaded; nothing else of it is looked at then.
+    """
 
     name: str
-    recognise: Callable[[Mapping[str, Any]], bool]
+    recognise: Callable[[Fields], bool]
+    flatten: Callable[[Fields], Fields] = dict
     rename: tuple[tuple[str, str], ...] = ()
+    ids_are_boundaries: bool = False
+    refused: str = ""
 
 
-def _is_native(config: Mapping[str, Any]) -> bool:
-    return config.get("model_type") == Eagle3Config.model_type and "speculators_model_type" not in config
+def _named(*names: str) -> Callable[[Fields], bool]:
+    """Configs whose first architecture is one of `names`."""
+    return lambda fields: (fields.get("architectures") or [""])[0] in names
 
 
-def _is_released_eagle3(config: Mapping[str, Any]) -> bool:
-    """yuhuili's and SpecForge's heads call themselves Llama; a draft vocabulary or the class name tells them apart."""
-    architectures = config.get("architectures") or [""]
-    named = architectures[0] == "LlamaForCausalLMEagle3"
-    return named or (architectures[0] == "LlamaForCausalLM" and config.get("draft_vocab_size") is not None)
+def _speculators(*kinds: str) -> Callable[[Fields], bool]:
+    """Configs of the speculators library, whose architecture has the name of our own class."""
+    return lambda fields: fields.get("speculators_model_type") in kinds
 
+
+def _is_native(fields: Fields) -> bool:
+    return fields.get("model_type") == Eagle3Config.model_type and "speculators_model_type" not in fields
+
+
+def _is_released_eagle3(fields: Fields) -> bool:
+    """yuhuili's heads call themselves Llama; a draft vocabulary tells them from EAGLE-1's (trap 30)."""
+    reduced = fields.get("draft_vocab_size") or fields.get("truncated_vocab_size")
+    return _named("LlamaForCausalLM")(fields) and reduced is not None
+
+
+def _with_eagle_config(fields: Fields) -> Fields:
+    """What ModelOpt and SpecForge keep in `eagle_config` beside Llama's fields (trap 9)."""
+    return {
+        **fields,
+        **{name: value for name, value in (fields.get("eagle_config") or {}).items() if value is not None},
+    }
+
+
+def _with_layer_config(fields: Fields) -> Fields:
+    """speculators nests the layer's fields; its own are beside them."""
+    return {**fields.get("transformer_layer_config", {}), **fields}
+
+
+_MIDLAYER = ((r"^midlayer\.(?=\d)", "layers."), (r"^midlayer\.", "layers.0."))
+# Megatron's deep heads call the norm before attention `hidden_norm` in every layer (trap 24).
+_DEEP_NORM = ((r"^layers\.([1-9]\d*)\.hidden_norm\.", r"layers.\1.input_layernorm."),)
 
 LAYOUTS = (
     Layout("hf-eagle3", _is_native),
-    Layout("eagle3", _is_released_eagle3, rename=((r"^midlayer\.", "layers.0."),)),
+    Layout(
+        "dflash",
+        lambda fields: _named("DFlashDraftModel")(fields) or _speculators("dflash")(fields),
+        refused="is a DFlash drafter, which writes whole blocks at once from keys and values of the target",
+    ),
+    Layout(
+        "mtp",
+        lambda fields: _named("MTPDraftModel")(fields) or _speculators("mtp")(fields),
+        refused="is a multi-token-prediction layer, which transformers runs by itself (`use_mtp=True`)",
+    ),
+    Layout(
+        "medusa",
+        lambda fields: _named("MedusaModel")(fields) or fields.get("model_type") == "medusa",
+        refused="holds Medusa heads, which guess without reading the tokens in between",
+    ),
+    Layout(
+        "p-eagle",
+        lambda fields: _named("PEagleDraftModel")(fields) or _speculators("peagle")(fields),
+        refused="is a P-EAGLE head, which drafts in parallel; that is not supported yet",
+    ),
+    Layout(
+        "mla",
+        _named("Eagle3DeepseekV2ForCausalLM"),
+        refused="is a head with latent attention (MLA), which is not supported",
+    ),
+    Layout("speculators", _speculators("eagle3"), flatten=_with_layer_config, ids_are_boundaries=True),
+    Layout(
+        "speculators-eagle1",
+        _speculators("eagle"),
+        refused="is an EAGLE-1 head in the layout of speculators, which is not supported yet",
+    ),
+    Layout("nemo", _named("LlamaEagle3DraftModel"), flatten=_with_eagle_config, rename=((r"^model\.", ""),)),
+    Layout(
+        "eagle3",
+        lambda fields: (
+            _is_released_eagle3(fields)
+            or _named("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLMEagle3Deep")(fields)
+        ),
+        flatten=_with_eagle_config,
+        rename=_MIDLAYER + _DEEP_NORM,
+    ),
 )
 
 
@@ -138,6 +224,8 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
             f"{fields.get('architectures')}, which is no EAGLE-3 head; pass a head saved by hf-eagle3 or released in "
             "the EAGLE-3 layout (`draft_vocab_size` in its config)."
         )
+    if layout.refused:
+        raise ValueError(f"{source} {layout.refused}; pass an EAGLE-3 head.")
     tensors = _rename(_read_tensors(str(source), hub, files), layout)
     dtype = tensors["lm_head.weight"].dtype if "lm_head.weight" in tensors else torch.get_default_dtype()
     config = given if isinstance(given, Eagle3Config) else _config_from(fields, tensors, layout, str(source))
@@ -146,7 +234,7 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
     if overrides:
         config = Eagle3Config.from_dict({**config.to_dict(), **overrides})
     _fill_vocabulary_maps(tensors, config, str(source))
-    return Checkpoint(config, tensors, dtype, _read_generation_config(source, hub), str(source))
+    return Checkpoint(config, tensors, dtype, _read_generation_config(source, hub), str(source), layout.name)
 
 
 def _weight_files(kwargs: dict[str, Any]) -> tuple[str, ...]:
@@ -224,71 +312,110 @@ def _rename(tensors: Tensors, layout: Layout) -> Tensors:
 # ---------------------------------------------------------------------- config from tensors
 
 
-def _config_from(fields: Mapping[str, Any], tensors: Tensors, layout: Layout, source: str) -> Eagle3Config:
+def _config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -> Eagle3Config:
     if layout.name == "hf-eagle3":
         return Eagle3Config.from_dict(dict(fields))
+    fields = layout.flatten(fields)
     for name in ("vocab_size", "num_attention_heads"):
         if fields.get(name) is None and not (name == "vocab_size" and _target_vocabulary(fields, tensors)):
             raise ValueError(f"{source} has no `{name}` in its config, which its tensors do not tell; add it.")
-    for name in ("fc.weight", "lm_head.weight", "layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"):
+    last_state = fields.get("use_aux_hidden_state") is False
+    if last_state:
+        tensors.pop("fc.weight", None)  # some exports keep one that nothing uses
+    fused = () if last_state else ("fc.weight",)
+    for name in (*fused, "lm_head.weight", "layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"):
         if name not in tensors:
             raise _missing([name], source)
     _refuse_other_forwards(fields, source)
     shared = {name: fields[name] for name in SHARED_FIELDS if fields.get(name) is not None}
-    hidden, fused = tensors["fc.weight"].shape
-    target_hidden = shared.pop("target_hidden_size", hidden)
-    heads = shared["num_attention_heads"]
-    head_dim = tensors["layers.0.self_attn.q_proj.weight"].shape[0] // heads
-    if fused % target_hidden:
-        raise ValueError(
-            f"{source}: `fc.weight` is [{hidden}, {fused}], which is no whole number of target states of width "
-            f"{target_hidden}; set `target_hidden_size` in its config."
-        )
+    shared |= {name: fields[name] for name in KNOWN_FLAGS if fields.get(name) is not None}
+    shared |= _rope(fields, source) | _boundaries(fields, tensors, layout, source)
+    draft_vocabulary, hidden = tensors["lm_head.weight"].shape
+    head_dim = tensors["layers.0.self_attn.q_proj.weight"].shape[0] // shared["num_attention_heads"]
+    keys = tensors.get("layers.0.self_attn.k_proj.weight")
     return Eagle3Config(
         **{
             **shared,
             "vocab_size": _target_vocabulary(fields, tensors),
-            "draft_vocab_size": tensors["lm_head.weight"].shape[0],
+            "draft_vocab_size": draft_vocabulary,
             "hidden_size": hidden,
             "intermediate_size": tensors["layers.0.mlp.gate_proj.weight"].shape[0],
             "num_hidden_layers": 1 + max((int(m[1]) for m in map(_LAYER.match, tensors) if m), default=0),
             "head_dim": head_dim,
-            "num_key_value_heads": tensors["layers.0.self_attn.k_proj.weight"].shape[0] // head_dim
-            if "layers.0.self_attn.k_proj.weight" in tensors
-            else None,
-            "attention_bias": "layers.0.self_attn.q_proj.bias" in tensors,
-            "target_hidden_size": target_hidden,
-            "target_boundaries": _boundaries(fields),
-            "num_target_boundaries": fused // target_hidden,
+            "num_key_value_heads": None if keys is None else keys.shape[0] // head_dim,
+            "attention_bias": "layers.0.self_attn.o_proj.bias" in tensors,
+            "qkv_bias": "layers.0.self_attn.q_proj.bias" in tensors,
+            "qk_norm": "layers.0.self_attn.q_norm.weight" in tensors,
+            "mlp_bias": "layers.0.mlp.gate_proj.bias" in tensors,
+            "reads_last_hidden_state": last_state,
+            "norm_before_fc": bool(fields.get("norm_before_fc")) or "input_norm.weight" in tensors,
+            "fc_norm": bool(fields.get("fc_norm")) or "fc_norm.0.weight" in tensors,
+            "sliding_window": _window(fields, source),
             "own_embeddings": "embed_tokens.weight" in tensors,
         }
     )
 
 
-def _refuse_other_forwards(fields: Mapping[str, Any], source: str) -> None:
-    nested = {**fields, **(fields.get("eagle_config") or {})}
-    given = [(name, nested[name]) for name, changes in CHANGES_THE_FORWARD if name in nested and changes(nested[name])]
+def _refuse_other_forwards(fields: Fields, source: str) -> None:
+    given = [(name, fields[name]) for name, changes in CHANGES_THE_FORWARD if name in fields and changes(fields[name])]
     flags = [f"{name}={value}" for name, value in given]
     if flags:
         raise ValueError(
-            f"{source} sets {', '.join(flags)}, which changes how a head computes and is not supported yet; use a "
-            "head of the plain EAGLE-3 layout."
+            f"{source} sets {', '.join(flags)}, which changes how a head computes and is not supported; use a head "
+            "without it."
         )
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    kind = "per layer" if any(isinstance(part, dict) for part in rope.values()) else rope.get("rope_type")
-    kind = kind or rope.get("type") or "default"
-    if kind not in KNOWN_ROPE:
-        raise ValueError(f"{source} asks for rotary embeddings of type {kind!r}; known are {', '.join(KNOWN_ROPE)}.")
 
 
-def _boundaries(fields: Mapping[str, Any]) -> list[int] | None:
-    """Boundaries that a released config names, in the one of two conventions that its first id gives away: SpecForge
-    writes layer OUTPUTS, whose default begins with 1; others write the boundaries themselves (traps 1 and 3)."""
-    nested = {**fields, **(fields.get("eagle_config") or {})}
-    ids = sorted(nested.get("eagle_aux_hidden_state_layer_ids") or [])
-    if not ids:
+def _boundaries(fields: Fields, tensors: Tensors, layout: Layout, source: str) -> dict[str, Any]:
+    """Which states of the target the head reads, and how wide they are; ids are sorted first (trap 3)."""
+    if "fc.weight" not in tensors:
+        return {}
+    hidden, fused = tensors["fc.weight"].shape
+    width = fields.get("target_hidden_size") or hidden
+    if fused % width:
+        raise ValueError(
+            f"{source}: `fc.weight` is [{hidden}, {fused}], which is no whole number of target states of width "
+            f"{width}; set `target_hidden_size` in its config."
+        )
+    ids = sorted(fields.get("eagle_aux_hidden_state_layer_ids") or [])
+    outputs = bool(ids) and ids[0] == 1 and not layout.ids_are_boundaries
+    return {
+        "target_hidden_size": width,
+        "target_boundaries": [layer + outputs for layer in ids] or None,
+        "num_target_boundaries": fused // width,
+    }
+
+
+def _window(fields: Fields, source: str) -> int | None:
+    """How far back the head sees, where its config says that it does not see everything."""
+    kinds = set(fields.get("layer_types") or ["sliding_attention" if fields.get("use_sliding_window") else ""])
+    if "sliding_attention" not in kinds:
         return None
-    return [layer + 1 for layer in ids] if ids[0] == 1 else ids
+    if len(kinds) > 1 or not fields.get("sliding_window"):
+        raise ValueError(
+            f"{source} has layers of the types {', '.join(sorted(kinds))} and sliding_window "
+            f"{fields.get('sliding_window')}: a head has one window, for all of its layers."
+        )
+    return int(fields["sliding_window"])
+
+
+def _rope(fields: Fields, source: str) -> dict[str, Any]:
+    """RoPE in transformers' words. On text all three position ids of mrope are equal, which makes it plain RoPE."""
+    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    nested = [part for part in rope.values() if isinstance(part, dict)]
+    if nested:
+        kinds = fields.get("layer_types") or ["full_attention"]
+        rope = dict(rope.get(kinds[0]) or nested[0])
+    kind = rope.pop("type", None) or "default"
+    rope.setdefault("rope_type", "default" if kind == "mrope" or "mrope_section" in rope else kind)
+    for name in ("mrope_section", "mrope_interleaved"):
+        rope.pop(name, None)
+    if rope["rope_type"] not in KNOWN_ROPE:
+        raise ValueError(
+            f"{source} asks for rotary embeddings of type {rope['rope_type']!r}; known are {', '.join(KNOWN_ROPE)}."
+        )
+    theta = rope.get("rope_theta") or fields.get("rope_theta") or Eagle3Config.default_theta
+    return {"rope_parameters": {**rope, "rope_theta": float(theta)}}
 
 
 _LAYER = re.compile(r"layers\.(\d+)\.")

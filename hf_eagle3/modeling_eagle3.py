@@ -5,21 +5,33 @@ Knows nothing of trees, verification or `generate`; files and their layouts are 
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
 from transformers.utils import ModelOutput
 
 from . import layouts
 from .configuration_eagle3 import Eagle3Config
+
+logger = logging.getLogger(__name__)
 
 # The size of a draft tree, on `head.generation_config`; None leaves it to the device (see `pairing.DEFAULT_TREES`).
 TREE_KNOBS = ("num_assistant_tokens", "tree_depth", "tree_top_k")
@@ -31,7 +43,8 @@ class Eagle3Output(ModelOutput):
     Args:
         logits (`torch.FloatTensor` `[batch, kept, draft_vocab]`): Scores over the DRAFT vocabulary.
         last_hidden_state (`torch.FloatTensor` `[batch, seq, hidden]`):
-            The state before the final norm: what is fed back as `hidden_states` at the next level.
+            What is fed back as `hidden_states` at the next level: the state before the final norm, or after it where
+            the config says `norm_output`.
         past_key_values (`Cache`, *optional*): The head's keys and values, these rows included.
     """
 
@@ -41,20 +54,59 @@ class Eagle3Output(ModelOutput):
 
 
 class Eagle3Attention(LlamaAttention):
-    """Llama attention whose queries, keys and values read `[embedding ; hidden]` in the head's first layer."""
+    """Llama attention whose queries, keys and values read `[embedding ; hidden]` in the head's first layer, and whose
+    queries and keys may have norms of their own."""
 
     def __init__(self, config: Eagle3Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        if layer_idx == 0:
-            for name in ("q_proj", "k_proj", "v_proj"):
-                narrow = getattr(self, name)
-                wide = nn.Linear(2 * config.hidden_size, narrow.out_features, bias=config.attention_bias)
-                setattr(self, name, wide)
+        width = 2 * config.hidden_size if layer_idx == 0 else config.hidden_size
+        for name in ("q_proj", "k_proj", "v_proj"):
+            out = getattr(self, name).out_features
+            setattr(self, name, nn.Linear(width, out, bias=config.attention_bias or config.qkv_bias))
+        self.q_norm, self.k_norm = (
+            LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None for _ in range(2)
+        )
+
+    def queries(self, states: torch.Tensor) -> torch.Tensor:
+        """`[batch, seq, width]` to `[batch, heads, seq, head_dim]`, not rotated yet; as `keys` and `values`."""
+        return self._heads(self.q_proj(states), self.q_norm)
+
+    def keys(self, states: torch.Tensor) -> torch.Tensor:
+        return self._heads(self.k_proj(states), self.k_norm)
+
+    def values(self, states: torch.Tensor) -> torch.Tensor:
+        return self._heads(self.v_proj(states), None)
+
+    def _heads(self, projected: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+        heads = projected.unflatten(-1, (-1, self.head_dim))
+        return (heads if norm is None else norm(heads)).transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert position_embeddings is not None
+        queries, keys = apply_rotary_pos_emb(
+            self.queries(hidden_states), self.keys(hidden_states), *position_embeddings
+        )
+        values = self.values(hidden_states)
+        if past_key_values is not None:
+            keys, values = past_key_values.update(keys, values, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed, weights = attend(
+            self, queries, keys, values, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(mixed.flatten(2)), weights
 
 
 class Eagle3DecoderLayer(GradientCheckpointingLayer):
     """One decoder layer. The first normalises embedding and hidden state apart and reads both; its residual is the
-    un-normed hidden state (official `cnets.py`)."""
+    un-normed hidden state (official `cnets.py`), unless the config says `norm_before_residual`."""
 
     def __init__(self, config: Eagle3Config, layer_idx: int) -> None:
         super().__init__()
@@ -63,14 +115,23 @@ class Eagle3DecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.hidden_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if layer_idx == 0 else None
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm_before_residual = config.norm_before_residual and layer_idx == 0
 
     def forward(self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        attention_input = (
-            self.input_layernorm(hidden_states)
-            if self.hidden_norm is None
-            else torch.cat((self.input_layernorm(inputs_embeds), self.hidden_norm(hidden_states)), dim=-1)
-        )
-        hidden_states = hidden_states + self.self_attn(hidden_states=attention_input, **kwargs)[0]
+        read, residual = self.inputs(hidden_states, inputs_embeds)
+        return self.after_attention(residual, self.self_attn(hidden_states=read, **kwargs)[0])
+
+    def inputs(self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What attention reads, `[batch, seq, hidden or 2 * hidden]`, and the residual, `[batch, seq, hidden]`."""
+        if self.hidden_norm is None:
+            return self.input_layernorm(hidden_states), hidden_states
+        normed = self.hidden_norm(hidden_states)
+        read = torch.cat((self.input_layernorm(inputs_embeds), normed), dim=-1)
+        return read, normed if self.norm_before_residual else hidden_states
+
+    def after_attention(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The layer's output, all `[batch, seq, hidden]`."""
+        hidden_states = residual + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
@@ -108,9 +169,13 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         super().__init__(config)
         sizes: Any = config  # the optional ones are filled in once a config exists
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embeddings else None
-        self.fc = nn.Linear(sizes.num_target_boundaries * sizes.target_hidden_size, config.hidden_size, bias=False)
+        width, boundaries = sizes.target_hidden_size, sizes.num_target_boundaries
+        norm = partial(LlamaRMSNorm, eps=config.rms_norm_eps)
+        self.input_norm = norm(boundaries * width) if config.norm_before_fc else None
+        self.fc_norm = nn.ModuleList([norm(width) for _ in range(boundaries)]) if config.fc_norm else None
+        self.fc = None if config.reads_last_hidden_state else nn.Linear(boundaries * width, config.hidden_size, False)
         self.layers = nn.ModuleList([Eagle3DecoderLayer(config, idx) for idx in range(config.num_hidden_layers)])
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = norm(config.hidden_size)
         self.lm_head = nn.Linear(config.hidden_size, sizes.draft_vocab_size, bias=False)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.register_buffer("d2t", torch.zeros(sizes.draft_vocab_size, dtype=torch.long))
@@ -125,7 +190,16 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
     def fuse(self, features: torch.Tensor) -> torch.Tensor:
         """Captured states `[batch, seq, boundaries * target_hidden]`, concatenated in layer order, to `[batch, seq,
         hidden]`. Never applied to the head's own fed-back states."""
-        return self.fc(features)
+        if self.input_norm is not None:
+            features = self.input_norm(features)
+        if self.fc_norm is not None:
+            parts = features.chunk(len(self.fc_norm), dim=-1)
+            features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
+        return features if self.fc is None else self.fc(features)
+
+    def fed_back(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the next level reads of the last layer's output `[batch, seq, hidden]`."""
+        return self.norm(hidden_states) if self.config.norm_output else hidden_states
 
     def forward(
         self,
@@ -161,7 +235,8 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(seen, seen + hidden_states.shape[1], device=hidden_states.device)[None]
-        mask = create_causal_mask(
+        masked = create_causal_mask if self.config.sliding_window is None else create_sliding_window_causal_mask
+        mask = masked(
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
@@ -179,7 +254,9 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
             )
         logits = self.lm_head(self.norm(hidden_states[:, -logits_to_keep:]))
         return Eagle3Output(
-            logits=logits, last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
+            logits=logits,
+            last_hidden_state=self.fed_back(hidden_states),
+            past_key_values=past_key_values if use_cache else None,
         )
 
     # ------------------------------------------------------------------ vocabularies and embeddings
@@ -251,6 +328,7 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
             ValueError: if a tensor is missing, unexpected, misshapen or not finite, or the layout is not known.
         """
         checkpoint = layouts.read_checkpoint(pretrained_model_name_or_path, kwargs)
+        logger.info(checkpoint.described())
         return cls._from_checkpoint(checkpoint, *model_args, **kwargs)
 
     @classmethod
@@ -282,4 +360,18 @@ def _expected_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
 
 
-__all__ = ["TREE_KNOBS", "Eagle3DraftModel", "Eagle3Output", "Eagle3PreTrainedModel"]
+def load_head(id_or_path: str | os.PathLike, **kwargs: Any) -> Eagle3DraftModel:
+    """Load a draft head of any layout that is known here, in evaluation mode, from a folder or the Hub.
+
+    Which layout and conventions were taken is logged by the logger "hf_eagle3" at level INFO.
+
+    Args:
+        kwargs: what [`Eagle3DraftModel.from_pretrained`] takes; the checkpoint's own dtype if none is given.
+
+    Raises:
+        OSError, ValueError: as [`Eagle3DraftModel.from_pretrained`] does; heads of other kinds are refused by name.
+    """
+    return Eagle3DraftModel.from_pretrained(id_or_path, **kwargs).eval()
+
+
+__all__ = ["TREE_KNOBS", "Eagle3DraftModel", "Eagle3Output", "Eagle3PreTrainedModel", "load_head"]

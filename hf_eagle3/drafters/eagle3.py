@@ -205,5 +205,16 @@ class Eagle3CandidateGenerator(TreeDrafter):
         """Additive `[batch, 1, rows, keys]`: everything committed, and each node's own path in the tree so far."""
         committed = self.state.cache.get_seq_length() - (visible.shape[-1] - visible.shape[-2])
         hidden = ~nn.functional.pad(visible, (committed, 0), value=True)
+        if self.head.config.sliding_window is not None:
+            hidden |= self._distances(committed, visible) >= self.head.config.sliding_window
         mask = torch.zeros(hidden.shape, dtype=self.head.dtype, device=hidden.device)
         return mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)[:, None]
+
+    @staticmethod
+    def _distances(committed: int, visible: torch.Tensor) -> torch.Tensor:
+        """How many positions each key lies back from the level being expanded, int64 `[keys]`; all nodes of a level
+        share a position."""
+        width = visible.shape[-2]
+        level = visible.shape[-1] // width - 1
+        before = torch.arange(committed, 0, -1, device=visible.device) + level
+        return torch.cat((before, level - torch.arange(visible.shape[-1], device=visible.device) // width))

@@ -98,8 +98,10 @@ class TrainingTimeTest(nn.Module):
         # In a tuple, and so out of sight of nn.Module: they are the target's, not to be trained, moved or saved.
         self._target = (embeddings, rule)
         self._rows: LogitRule | None = None
-        width = self.core.fc.in_features
+        width = _trainable(self.core).in_features
         scale = torch.ones(width) if feature_scale is None else feature_scale.detach().float()
+        if (self.core.input_norm or self.core.fc_norm) and not torch.equal(scale, torch.ones(width)):
+            raise ValueError("The head norms its features itself, so a feature scale cannot be folded: leave it out.")
         if not torch.equal(torch.frexp(scale).mantissa, torch.full_like(scale, 0.5)):
             raise ValueError("The feature scale holds numbers that are no powers of two; take `feature_scale()`'s.")
         self.register_buffer("feature_scale", scale, persistent=False)
@@ -214,7 +216,7 @@ class TrainingTimeTest(nn.Module):
 
     def _sequences(self, batch: Batch) -> Sequences:
         scaled = batch["features"] * self.feature_scale.to(batch["features"].dtype)
-        fused = self.core.fuse(scaled.to(self.core.fc.weight.dtype))
+        fused = self.core.fuse(scaled.to(self.core.lm_head.weight.dtype))
         with torch.no_grad():
             embedded = self._target[0](batch["ids"])
         return Sequences(fused, embedded.to(fused.dtype), batch["positions"], batch["documents"])
@@ -261,6 +263,17 @@ class TrainingTimeTest(nn.Module):
         weight = state["fc.weight"]
         state["fc.weight"] = weight / self.feature_scale.to(weight.device)
         self.core.load_state_dict(state)
+
+
+def _trainable(core: Eagle3DraftModel) -> nn.Linear:
+    """The fusion layer of a head that the training-time test can unroll."""
+    if core.fc is None or core.config.sliding_window is not None:
+        what = "reads the target's last hidden state as it is" if core.fc is None else "has a sliding window"
+        raise ValueError(
+            f"The head {what}, which can be drafted with but not trained here: start from one that has a fusion layer "
+            "over boundaries and no window, or from a fresh one."
+        )
+    return core.fc
 
 
 @dataclass

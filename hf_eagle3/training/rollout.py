@@ -103,6 +103,7 @@ def rollout(
         rows, hidden = rows.gather(1, anchors), take(hidden, anchors)
     blocks = _blocks(rows)
     for step in range(1, steps):
+        hidden = head.fed_back(hidden)
         embedded = take(sequences.embeddings, rows + 1 + step)
         at = sequences.positions.gather(1, rows) + step
         for layer, memory in zip(head.layers, memories, strict=True):
@@ -123,15 +124,13 @@ def _first_step(
     memories, layers = [], list[Any](head.layers)
     for layer in layers:
         wanted = rows if layer is layers[-1] else every
-        attention, read = layer.self_attn, _attention_input(layer, hidden, embedded)
-        keys = _rotate(head, _heads(attention.k_proj(read), attention.head_dim), sequences.positions)
-        memory = _Memory(keys, _heads(attention.v_proj(read), attention.head_dim))
+        attention, (read, residual) = layer.self_attn, layer.inputs(hidden, embedded)
+        memory = _Memory(_rotate(head, attention.keys(read), sequences.positions), attention.values(read))
         if wanted is rows:
-            read, hidden = take(read, rows), take(hidden, rows)
-        queries = _heads(attention.q_proj(read), attention.head_dim)
-        queries = _rotate(head, queries, sequences.positions.gather(1, wanted))
+            read, residual = take(read, rows), take(residual, rows)
+        queries = _rotate(head, attention.queries(read), sequences.positions.gather(1, wanted))
         mixed = attend(queries, memory, wanted, sequences.documents, _blocks(wanted), attention.scaling)
-        hidden = _after_attention(layer, hidden, mixed)
+        hidden = layer.after_attention(residual, attention.o_proj(mixed))
         memories.append(memory)
     return hidden, memories
 
@@ -148,13 +147,12 @@ def _later_step(
     memory: _Memory,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One layer of a step after the first: the rows' new states, and the key and value they add to `memory`."""
-    attention, read = layer.self_attn, _attention_input(layer, hidden, embedded)
-    key = _rotate(head, _heads(attention.k_proj(read), attention.head_dim), at)
-    value = _heads(attention.v_proj(read), attention.head_dim)
-    queries = _rotate(head, _heads(attention.q_proj(read), attention.head_dim), at)
+    attention, (read, residual) = layer.self_attn, layer.inputs(hidden, embedded)
+    key, value = _rotate(head, attention.keys(read), at), attention.values(read)
+    queries = _rotate(head, attention.queries(read), at)
     whole = _Memory(memory.keys, memory.values, [*memory.own_keys, key], [*memory.own_values, value])
     mixed = attend(queries, whole, rows, sequences.documents, blocks, attention.scaling)
-    return _after_attention(layer, hidden, mixed), key, value
+    return layer.after_attention(residual, attention.o_proj(mixed)), key, value
 
 
 def attend(
@@ -206,29 +204,12 @@ def _blocks(rows: torch.Tensor) -> list[tuple[slice, int]]:
     return [(piece, int(rows[:, piece].max()) + 1) for piece in pieces]
 
 
-def _attention_input(layer: Any, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-    if layer.hidden_norm is None:
-        normed: torch.Tensor = layer.input_layernorm(hidden)
-        return normed
-    return torch.cat((layer.input_layernorm(embedded), layer.hidden_norm(hidden)), dim=-1)
-
-
-def _after_attention(layer: Any, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
-    hidden = hidden + layer.self_attn.o_proj(mixed)
-    result: torch.Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-    return result
-
-
 def _plainly(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
 def _checkpointed(function: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(function, *args, use_reentrant=False)
-
-
-def _heads(projected: torch.Tensor, head_dim: int) -> torch.Tensor:
-    return projected.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 def _rotate(head: Eagle3DraftModel, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -114,11 +114,25 @@ def test_pack_rows_round_trip() -> None:
         assert rows[row][valid[row]].tolist() == mask[row].nonzero()[:, 0].tolist()
 
 
+CONVENTIONS = ("norm_before_residual", "norm_output", "fc_norm", "qk_norm", "qkv_bias")
+
+
+@pytest.mark.parametrize("conventions", [(), *((name,) for name in CONVENTIONS), CONVENTIONS], ids="+".join)
+@pytest.mark.parametrize("layers", [1, 2])
 def test_rollout_is_incremental_drafting(
-    any_head: Eagle3DraftModel, sequence: tuple[torch.Tensor, torch.Tensor]
+    target: Any, layers: int, conventions: tuple[str, ...], sequence: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     """A chain drafted after position `t` through the head's own forward and cache, fed the data's tokens."""
-    head, (features, embeddings) = any_head, sequence
+    torch.manual_seed(1)
+    head = Eagle3DraftModel(
+        Eagle3Config.from_target(
+            target.config, initializer_range=0.2, num_hidden_layers=layers, **dict.fromkeys(conventions, True)
+        )
+    )
+    for name, parameter in head.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            parameter.data.uniform_(0.5, 1.5)
+    features, embeddings = sequence
     fused = head.fuse(features)
     tokens = fused.shape[1]
     states = list(rollout(head, one_document(fused, embeddings), every_row(1, tokens), STEPS))

@@ -222,14 +222,15 @@ def released(tmp_path: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"norm_before_residual": True}, ("norm_before_residual=True", "not supported yet")),
-        ({"norm_output": True}, ("norm_output",)),
-        ({"eagle_config": {"norm_before_fc": True}}, ("norm_before_fc",)),
-        ({"eagle_config": {"use_aux_hidden_state": False}}, ("use_aux_hidden_state=False",)),
-        ({"layer_types": ["sliding_attention"]}, ("layer_types",)),
-        ({"eagle_config": {"use_last_layernorm": False}}, ("use_last_layernorm=False",)),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ("'per layer'",)),
-        ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}, ("'mrope'", "yarn")),
+        ({"eagle_config": {"norm_before_fc": True}}, ("lacks the tensors input_norm.weight",)),
+        ({"fc_norm": True}, ("fc_norm.0.weight", "fc_norm.2.weight")),
+        ({"fc_norm": True, "norm_before_fc": True}, ("choose",)),
+        ({"layer_types": ["sliding_attention"]}, ("sliding_window None",)),
+        ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}, ("one window",)),
+        ({"eagle_config": {"use_last_layernorm": False}}, ("use_last_layernorm=False", "not supported")),
+        ({"eagle_config": {"parallel_draft_step": 4}}, ("parallel_draft_step=4",)),
+        ({"rope_scaling": {"type": "su"}}, ("'su'", "yarn")),
+        ({"rope_parameters": {"full_attention": {"rope_type": "proportional"}}}, ("'proportional'",)),
     ],
 )
 def test_released_head_whose_flags_change_the_forward(
