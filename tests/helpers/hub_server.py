@@ -4,18 +4,6 @@ Two ports, as there are two sides in the world: the Hub itself (`url`), and the 
 to which the Hub redirects downloads and hands out upload addresses. The storage refuses a request that carries a
 token, as S3 refuses a signed address with one, so a client that leaks its token is found out.
 
-What the client takes at import, and so does not see changed later (huggingface_hub 2.4; 1.33 works as well):
-
-- `constants`: ENDPOINT, HUGGINGFACE_CO_URL_TEMPLATE, HF_URL_HOSTS, HF_HOME and every path below it, HF_HUB_OFFLINE,
-  HF_HUB_DISABLE_XET. Nearly all modules read them through `constants.` at each call: setting them there is enough.
-- Copies: `hf_api.api.endpoint` (and with it the module's functions `whoami`, `create_repo`, ...),
-  `utils._http._HUB_ORIGINS`, `utils._cache_manager.HF_HUB_CACHE`, `utils._cache_assets.HF_ASSETS_CACHE`,
-  `utils._git_credential.ENDPOINT`, `utils._detect_agent._registry`, `cli.auth.ENDPOINT`; outside it
-  `transformers.utils.hub._hf_api`, and in `datasets.config` the endpoint and the offline flags.
-
-`pointed_at` sets these in this process, but for `_HUB_ORIGINS`, which matters only to a Hub that redirects to another;
-`HubServer.environment` is for a subprocess, which needs no more.
-
 With hf_xet installed the client uploads by Xet without asking whether the server has it, so both switch Xet off; it
 then takes LFS. The Hub says 401 for what an unknown visitor may not see, and the client reads that as "not found" only
 from an https address: here `X-Error-Code` says it. Names have two parts (`owner/model`); there are no pull requests.
@@ -31,23 +19,15 @@ import re
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
-from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-if TYPE_CHECKING:
-    import pytest
-    from huggingface_hub import HfApi
-
-_LARGE = ("arrow", "bin", "ckpt", "gguf", "gz", "h5", "npy", "npz", "onnx", "parquet", "pt", "pth", "safetensors")
-_ATTRIBUTES = "".join(f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in _LARGE)
-_EPOCH = datetime(2026, 1, 1, tzinfo=timezone.utc)
+from .hub_client import SWITCHES
+from .hub_repositories import ATTRIBUTES, EPOCH, LARGE, Account, Commit, Entry, Refusal, Repository
 
 _API = r"/api/(?P<kind>model|dataset|space)s/(?P<name>[^/]+/[^/]+)"
 _WEB = r"/(?:(?P<kind>dataset|space)s/)?(?P<name>[^/]+/[^/]+)"
@@ -76,143 +56,6 @@ _ROUTES = [
     ("resolve", "GET|HEAD", _WEB + rf"/resolve{_REVISION}/(?P<path>.+)"),
 ]
 _STORAGE_ROUTES = [("object", "GET|HEAD|PUT", r"/objects/(?P<oid>[0-9a-f]{64})(?:/(?P<part>\d+))?")]
-
-
-class Refusal(Exception):
-    """An answer that is not the one hoped for; `code` is what the client makes its exception from."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, **headers: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **named}
-
-
-@dataclass(frozen=True)
-class Account:
-    """Who a token belongs to; `writes` is the token's role, within the account's own name and its organisations."""
-
-    name: str
-    token: str
-    writes: bool = True
-    organisations: tuple[str, ...] = ()
-
-    def may_write(self, repo_id: str) -> bool:
-        return self.writes and self.owns(repo_id)
-
-    def owns(self, repo_id: str) -> bool:
-        return repo_id.split("/")[0] in (self.name, *self.organisations)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One file at one commit. A large one is stored by its sha256, and git has a pointer in its place."""
-
-    content: bytes = field(repr=False)
-    large: bool
-
-    @cached_property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @cached_property
-    def pointer(self) -> bytes:
-        object_line = f"oid sha256:{self.sha256}\nsize {len(self.content)}\n"
-        return f"version https://git-lfs.github.com/spec/v1\n{object_line}".encode()
-
-    @cached_property
-    def blob_id(self) -> str:
-        kept = self.pointer if self.large else self.content
-        return hashlib.sha1(b"blob %d\0" % len(kept) + kept).hexdigest()
-
-    def tree_entry(self, path: str) -> dict[str, Any]:
-        told = {"type": "file", "oid": self.blob_id, "size": len(self.content), "path": path}
-        lfs = {"oid": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
-        return {**told, "lfs": lfs} if self.large else told
-
-    def sibling(self, path: str, with_blob: bool) -> dict[str, Any]:
-        if not with_blob:
-            return {"rfilename": path}
-        told = {"rfilename": path, "size": len(self.content), "blobId": self.blob_id}
-        lfs = {"sha256": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
-        return {**told, "lfs": lfs} if self.large else told
-
-
-@dataclass(frozen=True)
-class Commit:
-    oid: str
-    title: str
-    message: str
-    author: str
-    date: str
-    parent: Commit | None
-    entries: dict[str, Entry] = field(repr=False)
-
-    def listed(self, under: str, recursive: bool) -> list[dict[str, Any]]:
-        """Files and folders below the folder `under`, as `/tree` lists them."""
-        prefix = f"{under}/" if under else ""
-        folders: dict[str, str] = {}
-        files = []
-        for path, entry in sorted(self.entries.items()):
-            if not path.startswith(prefix):
-                continue
-            parts = path[len(prefix) :].split("/")
-            for depth in range(1, len(parts) if recursive else min(2, len(parts))):
-                folders[prefix + "/".join(parts[:depth])] = entry.blob_id
-            if recursive or len(parts) == 1:
-                files.append(entry.tree_entry(path))
-        return [{"type": "directory", "oid": oid, "size": 0, "path": path} for path, oid in folders.items()] + files
-
-
-@dataclass
-class Repository:
-    """A git repository, as far as the Hub shows it; `granted` are those let in to a gated one, beside its owner."""
-
-    kind: str
-    id: str
-    private: bool = False
-    gated: str | bool = False
-    granted: set[str] = field(default_factory=set)
-    branches: dict[str, Commit] = field(default_factory=dict)
-    tags: dict[str, Commit] = field(default_factory=dict)
-    commits: dict[str, Commit] = field(default_factory=dict)
-
-    @property
-    def web_path(self) -> str:
-        return self.id if self.kind == "model" else f"{self.kind}s/{self.id}"
-
-    def at(self, revision: str) -> Commit:
-        """The commit that a branch, a tag, a full reference, or seven or more digits of a commit name."""
-        short = revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
-        found = self.branches.get(short) or self.tags.get(short) or self.commits.get(revision)
-        if found is None and re.fullmatch(r"[0-9a-f]{7,39}", revision):
-            found = next((commit for oid, commit in self.commits.items() if oid.startswith(revision)), None)
-        if found is None:
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return found
-
-    def files(self, revision: str = "main") -> dict[str, bytes]:
-        return {path: entry.content for path, entry in self.at(revision).entries.items()}
-
-    def commit(
-        self,
-        changes: Mapping[str, Entry | None],
-        title: str = "commit",
-        message: str = "",
-        author: str = "owner",
-        branch: str = "main",
-    ) -> Commit:
-        """A new commit on `branch`, with files added or, where there is None, taken away."""
-        parent = self.branches.get(branch)
-        entries = {**(parent.entries if parent else {}), **changes}
-        kept = {path: entry for path, entry in entries.items() if entry is not None}
-        date = (_EPOCH + timedelta(seconds=len(self.commits))).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-        content = [(path, entry.blob_id) for path, entry in sorted(kept.items())]
-        named = json.dumps([self.id, parent.oid if parent else None, title, message, author, date, content])
-        made = Commit(hashlib.sha1(named.encode()).hexdigest(), title, message, author, date, parent, kept)
-        self.commits[made.oid] = self.branches[branch] = made
-        return made
 
 
 @dataclass(frozen=True)
@@ -325,7 +168,7 @@ class HubServer:
     ) -> Repository:
         """As after a creation, with `files` in a second commit; options are `private`, `gated` and `granted`."""
         made = Repository(kind, repo_id, **options)
-        made.commit({".gitattributes": Entry(_ATTRIBUTES.encode(), False)}, "initial commit")
+        made.commit({".gitattributes": Entry(ATTRIBUTES.encode(), False)}, "initial commit")
         if files:
             made.commit({path: self.entry(path, content) for path, content in files.items()}, "files")
         self.repositories[kind, repo_id] = made
@@ -338,7 +181,7 @@ class HubServer:
         return made
 
     def is_large(self, path: str, size: int) -> bool:
-        return size > 0 and (size > self.large_above or path.endswith(tuple(f".{ending}" for ending in _LARGE)))
+        return size > 0 and (size > self.large_above or path.endswith(tuple(f".{ending}" for ending in LARGE)))
 
     def count(self, method: str | None = None, *kinds: str) -> int:
         """Requests so far, of one method and of some kinds."""
@@ -371,7 +214,7 @@ class HubServer:
         """The whole environment of a subprocess whose Hub is this one, its cache below `home`, no other token."""
         kept = {name: value for name, value in os.environ.items() if not re.match(r"HF_|HUGGING|TRANSFORMERS_", name)}
         beside = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), **({"HF_TOKEN": token} if token else {})}
-        return {**kept, **beside, **_SWITCHES}
+        return {**kept, **beside, **SWITCHES}
 
     # What the handler threads ask.
 
@@ -487,7 +330,7 @@ class HubServer:
             "downloads": 0,
             "likes": 0,
             "tags": [],
-            "createdAt": _EPOCH.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+            "createdAt": EPOCH.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
             "lastModified": commit.date,
             "siblings": [entry.sibling(path, with_blobs) for path, entry in sorted(commit.entries.items())],
         }
@@ -822,105 +665,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
-
-
-_SWITCHES = {
-    "HF_HUB_OFFLINE": "0",
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-    "NO_PROXY": "127.0.0.1,localhost",
-    "no_proxy": "127.0.0.1,localhost",
-}
-
-
-class _Clock:
-    """The `time` module, where nobody sleeps longer than `longest` seconds: the client waits 1, 2, 4, 8 by itself."""
-
-    def __init__(self, longest: float) -> None:
-        self.longest = longest
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(min(seconds, self.longest))
-
-
-def pointed_at(
-    server: HubServer,
-    monkeypatch: pytest.MonkeyPatch,
-    home: Path | str,
-    token: str | None = None,
-    longest_wait: float = 0.02,
-) -> HfApi:
-    """Sets this process's client, and transformers and datasets where they are loaded, on `server` for one test.
-
-    The cache and the token's file are below `home`; `token` is what HF_TOKEN holds; between its tries the client waits
-    `longest_wait` seconds at most. A module that is imported for the first time after this keeps what it then copies.
-    Returns an `HfApi` of that Hub.
-    """
-    from huggingface_hub import constants, file_download, hf_api
-    from huggingface_hub.utils import _cache_assets, _cache_manager, _git_credential, _http
-
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
-        monkeypatch.delenv(name, raising=False)
-    if token is not None:
-        monkeypatch.setenv("HF_TOKEN", token)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, _SWITCHES[name])
-
-    values = _constants(server.url, Path(home), constants.HF_URL_HOSTS)
-    for name, value in values.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(hf_api.api, "endpoint", server.url)
-    monkeypatch.setattr(hf_api.api, "_whoami_cache", {})
-    monkeypatch.setattr(_cache_manager, "HF_HUB_CACHE", values["HF_HUB_CACHE"])
-    monkeypatch.setattr(_cache_assets, "HF_ASSETS_CACHE", values["HF_ASSETS_CACHE"])
-    monkeypatch.setattr(_git_credential, "ENDPOINT", server.url)
-    _set_where_loaded(monkeypatch, server.url)
-    for module in (_http, file_download):
-        monkeypatch.setattr(module, "time", _Clock(longest_wait))
-    _http.close_session()  # a client made before would not know of NO_PROXY
-    return hf_api.HfApi(endpoint=server.url, token=token)
-
-
-def _constants(url: str, home: Path, hosts: frozenset[str]) -> dict[str, Any]:
-    """The constants that the client derives from its environment, derived from another."""
-    paths = {
-        "HF_HOME": ".",
-        "HF_HUB_CACHE": "hub",
-        "HUGGINGFACE_HUB_CACHE": "hub",
-        "HF_ASSETS_CACHE": "assets",
-        "HUGGINGFACE_ASSETS_CACHE": "assets",
-        "HF_XET_CACHE": "xet",
-        "HF_TOKEN_PATH": "token",
-        "HF_STORED_TOKENS_PATH": "stored_tokens",
-        "AGENT_HARNESSES_PATH": ".agent_harnesses.json",
-        "CHECK_FOR_UPDATE_DONE_PATH": ".check_for_update_done",
-    }
-    return {
-        "ENDPOINT": url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_URL_HOSTS": hosts | {"127.0.0.1"},
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_DISABLE_TELEMETRY": True,
-        **{name: str(home / below) for name, below in paths.items()},
-    }
-
-
-def _set_where_loaded(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    datasets = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": False, "HF_DATASETS_OFFLINE": False}
-    template = {"HUB_DATASETS_URL": url + "/datasets/{repo_id}/resolve/{revision}/{path}"}
-    copies: dict[str, dict[str, Any]] = {
-        "huggingface_hub.cli.auth": {"ENDPOINT": url},
-        "huggingface_hub.utils._detect_agent": {"_registry": {"standardEnvVars": [], "harnesses": {}}},
-        "transformers.utils.hub": {"_hf_api": None},  # made anew at its next use
-        "datasets.config": {**datasets, **template},
-    }
-    for module, values in copies.items():
-        for name, value in values.items():
-            if module in sys.modules:
-                monkeypatch.setattr(sys.modules[module], name, value)

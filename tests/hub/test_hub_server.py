@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.hub_server import Account, HubServer, pointed_at
+from helpers.hub_client import pointed_at
+from helpers.hub_repositories import Account
+from helpers.hub_server import HubServer
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     BadRequestError,
