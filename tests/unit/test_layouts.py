@@ -103,3 +103,24 @@ def test_other_drafters_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     for load in (hf_eagle3.load_head, AutoModel.from_pretrained):
         with pytest.raises(ValueError, match=names[kind.split("_")[0]]):
             load(tmp_path)
+
+
+@pytest.mark.parametrize("variant", [each for each in variants() if not each.refuse], ids=lambda each: each.id)
+def test_saved_as_ours_it_is_the_same_head(variant: Variant, tmp_path: Path) -> None:
+    """Through `AutoModel`, which is what most people call."""
+    made = synthesise(variant, tmp_path / "theirs")
+    refused = kind(variant, made)
+    if refused not in (None, "final"):
+        with pytest.raises(ValueError, match=REFUSED[refused]):
+            hf_eagle3.load_head(tmp_path / "theirs")
+        return
+    head = AutoModel.from_pretrained(tmp_path / "theirs")
+    assert isinstance(head, Eagle3DraftModel)
+    head.save_pretrained(tmp_path / "ours")
+    again = AutoModel.from_pretrained(tmp_path / "ours")
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    fields = set(type(head.config).__annotations__) - {"model_type", "keys_to_ignore_at_inference"}
+    assert {name: getattr(head.config, name) for name in fields} == {
+        name: getattr(again.config, name) for name in fields
+    }

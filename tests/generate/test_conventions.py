@@ -1,6 +1,8 @@
-"""A head with a sliding window drafts what it computes by itself, row by row, in trees as in chains."""
+"""Heads of other conventions draft what they compute by themselves, row by row; the tokens are the target's."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +14,17 @@ from hf_eagle3 import Eagle3CandidateGenerator, Eagle3Config, Eagle3DraftModel, 
 DEPTH = 7
 
 
-def sliding_head(target: PreTrainedModel, window: int | None) -> Eagle3DraftModel:
+def head_of(target: PreTrainedModel, **conventions: Any) -> Eagle3DraftModel:
     torch.manual_seed(3)
-    config = Eagle3Config.from_target(target.config, initializer_range=0.5, sliding_window=window)
+    config = Eagle3Config.from_target(target.config, initializer_range=0.5, **conventions)
     head = Eagle3DraftModel(config).eval()
     head.set_draft_vocabulary(torch.arange(config.vocab_size))
     with torch.no_grad():
-        head.fc.weight.mul_(0.001)  # the target's states are large, and would drown what attention adds
+        if head.fc is not None:
+            head.fc.weight.mul_(0.001)  # the target's states are large, and would drown what attention adds
+        for name, parameter in head.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
     return head
 
 
@@ -41,10 +47,21 @@ def chain(
     return drafted, torch.stack(scores).cumsum(0)
 
 
-@pytest.mark.parametrize("window", [1, 3, 6, 12, None])
+WINDOWS = [{"sliding_window": window} for window in (1, 3, 6, 12)]
+OTHERS = [
+    {"reads_last_hidden_state": True},
+    {"norm_output": True},
+    {"norm_before_residual": True},
+    {"norm_before_fc": True},
+    {"fc_norm": True},
+    {"qk_norm": True, "num_hidden_layers": 2},
+]
+
+
+@pytest.mark.parametrize("conventions", [{}, *WINDOWS, *OTHERS], ids=str)
 @torch.no_grad()
-def test_the_best_chain_is_the_heads_own(target: PreTrainedModel, window: int | None) -> None:
-    head, ids = sliding_head(target, window), prompt(10)
+def test_the_best_chain_is_the_heads_own(target: PreTrainedModel, conventions: dict[str, Any]) -> None:
+    head, ids = head_of(target, **conventions), prompt(10)
     boundaries = head.config.boundaries_for(target.config.num_hidden_layers)
     hidden = target(ids[:, :-1], output_hidden_states=boundaries).hidden_states
     states = [hidden[boundary] for boundary in boundaries]
@@ -54,12 +71,13 @@ def test_the_best_chain_is_the_heads_own(target: PreTrainedModel, window: int | 
     drafted, scores = chain(head, target, torch.cat(states, -1), ids)
     assert tree.tokens[0, 1:].tolist() == drafted
     torch.testing.assert_close(tree.log_probs[0, 1:], scores, atol=1e-5, rtol=1e-5)
-    _, unbounded = chain(sliding_head(target, None), target, torch.cat(states, -1), ids)
-    assert torch.allclose(scores, unbounded) == (window is None)
+    if conventions in WINDOWS:
+        _, unbounded = chain(head_of(target), target, torch.cat(states, -1), ids)
+        assert not torch.allclose(scores, unbounded)
 
 
-@pytest.mark.parametrize("window", [1, 4])
-def test_generate_gives_the_targets_tokens(target: PreTrainedModel, window: int) -> None:
-    head, ids = sliding_head(target, window), prompt(9)
+@pytest.mark.parametrize("conventions", [WINDOWS[1], *OTHERS], ids=str)
+def test_generate_gives_the_targets_tokens(target: PreTrainedModel, conventions: dict[str, Any]) -> None:
+    head, ids = head_of(target, **conventions), prompt(9)
     options = {"max_new_tokens": 24, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     assert torch.equal(target.generate(ids, assistant_model=head, **options), target.generate(ids, **options))
