@@ -20,7 +20,7 @@ from packaging.version import Version
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerationMixin
 
-from . import layouts
+from . import head_files, layouts
 from .configuration_eagle3 import Eagle3Config
 from .decoding import TreeDecoderOnlyOutput, TreeDecoding
 from .drafters.eagle3 import DraftState
@@ -210,7 +210,7 @@ def _wrap_from_pretrained(original: classmethod) -> classmethod:
 def _is_released_head(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool:
     """Whether a config.json is that of a head which calls itself something else, such as a Llama."""
     try:
-        fields = layouts.read_config(source, kwargs)
+        fields = head_files.read_config(source, kwargs)
     except (OSError, ValueError, TypeError):
         return False  # transformers says what is wrong with it, in its own words
     layout = layouts.recognise(fields)

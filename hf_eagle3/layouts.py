@@ -1,31 +1,19 @@
-"""Checkpoints on disk, in every layout we read, to an `Eagle3Config` and canonical tensors; and their checks.
+"""The layouts in which heads are released: a table of families, and what their config fields and tensors mean to us.
 
 Structure is read from the tensors first and the config second, because released configs are often wrong about it
-(`num_hidden_layers: 40` for a one-layer head, ties that do not hold). Knows nothing of modules.
+(`num_hidden_layers: 40` for a one-layer head, ties that do not hold). Knows nothing of files or modules.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from transformers import GenerationConfig, PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-from transformers.utils.hub import cached_file
-
 from .configuration_eagle3 import Eagle3Config
+from .head_files import Tensors
 
-# In the order of trust: safetensors before pickles where a repository holds both, as transformers does.
-WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-CONFIG_FIELDS = frozenset(Eagle3Config.__annotations__) | {"rope_theta"}
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Fields of a Llama-like config that mean the same in a head's.
 SHARED_FIELDS = (
     "vocab_size",
@@ -52,31 +40,7 @@ CHANGES_THE_FORWARD: tuple[tuple[str, Callable[[Any], bool]], ...] = (
 )
 KNOWN_ROPE = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
-Tensors = dict[str, torch.Tensor]
 Fields = Mapping[str, Any]  # of a config.json
-
-
-@dataclass
-class Checkpoint:
-    """A head as read from disk: canonical tensors (names of `Eagle3DraftModel.state_dict()`) and its config."""
-
-    config: Eagle3Config
-    tensors: Tensors
-    dtype: torch.dtype
-    generation_config: GenerationConfig | None
-    source: str
-    layout: str
-
-    def described(self) -> str:
-        """The layout and every convention that was taken, in a line for the log."""
-        config = self.config
-        boundaries = config.target_boundaries or "the target's default"
-        said = ["the target's last hidden state" if config.reads_last_hidden_state else f"boundaries {boundaries}"]
-        said += [name for name in (*KNOWN_FLAGS, "qk_norm", "qkv_bias", "own_embeddings") if getattr(config, name)]
-        said += [f"window {config.sliding_window}"] if config.sliding_window else []
-        rope: Any = config.rope_parameters or {}
-        said.append(f"rope {rope.get('rope_type')} of base {rope.get('rope_theta')}")
-        return f"{self.source}: layout {self.layout}; {', '.join(said)}"
 
 
 @dataclass(frozen=True)
@@ -188,131 +152,7 @@ def recognise(config: Mapping[str, Any]) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.recognise(config)), None)
 
 
-# ---------------------------------------------------------------------- reading
-
-
-def read_config(source: str | os.PathLike, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json` of a folder or Hub repository as it is, whatever its `model_type`.
-
-    Raises:
-        OSError: if there is none, or it is not JSON.
-    """
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-    return PreTrainedConfig.get_config_dict(source, **hub)[0]
-
-
-def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkpoint:
-    """Read and convert a head.
-
-    Takes out of `kwargs` what it serves: the Hub's arguments, `config` (an [`Eagle3Config`] is taken as it is, a path
-    is read instead of the head's own), and fields of `Eagle3Config`, which win.
-
-    Raises:
-        OSError: if files are missing or unreadable.
-        ValueError: if the layout is not a head's that we know, or its tensors make no head.
-    """
-    given = kwargs.pop("config", None)
-    hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-    hub = {name: value for name, value in hub.items() if value is not None}
-    files = _weight_files(kwargs)
-    overrides = {name: kwargs.pop(name) for name in CONFIG_FIELDS & kwargs.keys()}
-    fields = read_config(given if isinstance(given, (str, os.PathLike)) else source, hub)
-    layout = recognise(fields)
-    if layout is None:
-        raise ValueError(
-            f"{source} holds a config with model_type {fields.get('model_type')!r} and architectures "
-            f"{fields.get('architectures')}, which is no EAGLE-3 head; pass a head saved by hf-eagle3 or released in "
-            "the EAGLE-3 layout (`draft_vocab_size` in its config)."
-        )
-    if layout.refused:
-        raise ValueError(f"{source} {layout.refused}; pass an EAGLE-3 head.")
-    tensors = _rename(_read_tensors(str(source), hub, files), layout)
-    dtype = tensors["lm_head.weight"].dtype if "lm_head.weight" in tensors else torch.get_default_dtype()
-    config = given if isinstance(given, Eagle3Config) else _config_from(fields, tensors, layout, str(source))
-    if "rope_theta" in overrides:  # a released config's word for what now is part of `rope_parameters`
-        overrides["rope_parameters"] = {**(config.rope_parameters or {}), "rope_theta": overrides.pop("rope_theta")}
-    if overrides:
-        config = Eagle3Config.from_dict({**config.to_dict(), **overrides})
-    _fill_vocabulary_maps(tensors, config, str(source))
-    return Checkpoint(config, tensors, dtype, _read_generation_config(source, hub), str(source), layout.name)
-
-
-def _weight_files(kwargs: dict[str, Any]) -> tuple[str, ...]:
-    """Which files to look for; takes the arguments that say so out of `kwargs`, and those that mean nothing here."""
-    for name in ("trust_remote_code", "code_revision", "_from_auto", "_commit_hash"):
-        kwargs.pop(name, None)
-    if kwargs.pop("variant", None) is not None:
-        raise ValueError("`variant` was given, but heads are stored in one variant only; leave it out.")
-    safe = kwargs.pop("use_safetensors", None)
-    return WEIGHT_FILES if safe is None else WEIGHT_FILES[:2] if safe else WEIGHT_FILES[2:]
-
-
-def _read_tensors(source: str, hub: Mapping[str, Any], files: tuple[str, ...]) -> Tensors:
-    for name in files:
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
-        if path is None:
-            continue
-        if not name.endswith(".index.json"):
-            return _read_file(path)
-        shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
-        tensors: Tensors = {}
-        for shard in shards:
-            tensors |= _read_file(str(cached_file(source, shard, **hub)))
-        return tensors
-    raise OSError(f"{source} holds none of {', '.join(files)}; a head needs its weights in one of them.")
-
-
-def _read_file(path: str) -> Tensors:
-    """Tensors of one file; a pickle is read with `weights_only=True`, so that nothing in it can run."""
-    try:
-        if path.endswith(".safetensors"):
-            with safe_open(path, framework="pt") as file:
-                names = file.keys()
-                return {name: file.get_tensor(name) for name in names}
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise OSError(
-            f"{path} cannot be read ({_first_line(error)}): it is truncated or not what its name says; "
-            "download or save it again."
-        ) from error
-    except Exception as error:
-        # torch raises `pickle.UnpicklingError` for code and for damage alike, and other types for odd archives.
-        raise OSError(
-            f"{path} is not a plain file of tensors and was refused without running anything in it "
-            f"({type(error).__name__}); ask its author for safetensors."
-        ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise OSError(f"{path} holds no dictionary of tensors; ask its author for the head's state dict.")
-    return loaded
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-
-
-def _read_generation_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> GenerationConfig | None:
-    path = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False, **hub)
-    if path is None:
-        return None
-    try:
-        return GenerationConfig(**json.loads(Path(path).read_text()))
-    except json.JSONDecodeError as error:
-        raise OSError(f"{path} is not JSON ({error.msg}); delete it or save the head again.") from error
-
-
-def _rename(tensors: Tensors, layout: Layout) -> Tensors:
-    renamed: Tensors = {}
-    for name, tensor in tensors.items():
-        for pattern, replacement in layout.rename:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
-
-
-# ---------------------------------------------------------------------- config from tensors
-
-
-def _config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -> Eagle3Config:
+def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -> Eagle3Config:
     if layout.name == "hf-eagle3":
         return Eagle3Config.from_dict(dict(fields))
     fields = layout.flatten(fields)
@@ -325,7 +165,7 @@ def _config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) 
     fused = () if last_state else ("fc.weight",)
     for name in (*fused, "lm_head.weight", "layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"):
         if name not in tensors:
-            raise _missing([name], source)
+            raise lacks([name], source)
     _refuse_other_forwards(fields, source)
     shared = {name: fields[name] for name in SHARED_FIELDS if fields.get(name) is not None}
     shared |= {name: fields[name] for name in KNOWN_FLAGS if fields.get(name) is not None}
@@ -429,80 +269,5 @@ def _target_vocabulary(fields: Mapping[str, Any], tensors: Tensors) -> int | Non
     return fields.get("vocab_size")
 
 
-def _fill_vocabulary_maps(tensors: Tensors, config: Eagle3Config, source: str) -> None:
-    """Complete `d2t` (offsets) and `t2d` (mask): a full vocabulary may ship neither, `t2d` may follow from `d2t`."""
-    own = torch.arange(int(config.draft_vocab_size or 0))
-    if config.draft_vocab_size == config.vocab_size:
-        # Absent, or never filled in, when both vocabularies are one (trap 7).
-        tensors["d2t"], tensors["t2d"] = torch.zeros_like(own), torch.ones_like(own, dtype=torch.bool)
-    if "d2t" not in tensors:
-        return  # a reduced vocabulary without its map is reported as a missing tensor
-    d2t = tensors["d2t"] = tensors["d2t"].to(torch.long)
-    if d2t.shape != own.shape:
-        return  # reported as a misshapen tensor
-    ids = own + d2t
-    check_draft_vocabulary(ids, config)
-    t2d = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill_(0, ids, True)
-    if "t2d" in tensors and not torch.equal(tensors["t2d"].bool(), t2d):
-        raise ValueError(
-            f"{source}: `d2t` names {len(ids)} target tokens but `t2d` marks {int(tensors['t2d'].sum())}, and not the "
-            "same ones; the draft vocabulary was never filled in, or is damaged."
-        )
-    tensors["t2d"] = t2d
-
-
-# ---------------------------------------------------------------------- checks
-
-
-def check_draft_vocabulary(target_ids: torch.Tensor, config: Eagle3Config) -> None:
-    """Refuse a draft vocabulary that is not `draft_vocab_size` ascending ids of the target's vocabulary.
-
-    Raises:
-        ValueError: naming the first id that is wrong.
-    """
-    if target_ids.shape != (config.draft_vocab_size,):
-        raise ValueError(
-            f"Got a draft vocabulary of shape {list(target_ids.shape)}; this head needs [{config.draft_vocab_size}]."
-        )
-    outside = (target_ids < 0) | (target_ids >= config.vocab_size)
-    if outside.any():
-        where = int(outside.nonzero()[0])
-        raise ValueError(
-            f"`d2t` maps draft token {where} to target token {int(target_ids[where])}, but the target has "
-            f"{config.vocab_size} tokens; the file is damaged, or was written with ids instead of offsets."
-        )
-    if (target_ids.diff() <= 0).any():
-        where = int((target_ids.diff() <= 0).nonzero()[0])
-        raise ValueError(
-            f"`d2t` maps draft tokens {where} and {where + 1} to target tokens {int(target_ids[where])} and "
-            f"{int(target_ids[where + 1])}; the ids must ascend, so the file is damaged."
-        )
-
-
-def check_tensors(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Refuse a state dict that is not exactly the expected tensors, finite throughout.
-
-    Raises:
-        ValueError: naming the tensors that are missing, unknown, misshapen or hold NaN or infinity.
-    """
-    missing = sorted(expected.keys() - tensors.keys())
-    if missing:
-        raise _missing(missing, source)
-    unknown = sorted(tensors.keys() - expected.keys())
-    if unknown:
-        raise ValueError(
-            f"{source} holds tensors that no layout known here has: {', '.join(unknown)}; running it without them "
-            "would draft badly in silence, so it is refused."
-        )
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise ValueError(
-                f"{source}: `{name}` is {list(tensors[name].shape)} but the config and the other tensors need "
-                f"{list(shape)}; the files do not belong together."
-            )
-        if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
-            raise ValueError(f"{source}: `{name}` holds NaN or infinite values; save or download the head again.")
-
-
-def _missing(names: list[str], source: str) -> ValueError:
+def lacks(names: list[str], source: str) -> ValueError:
     return ValueError(f"{source} lacks the tensors {', '.join(names)}, which every head of its layout needs.")

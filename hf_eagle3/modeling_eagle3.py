@@ -1,6 +1,6 @@
 """The EAGLE-3 draft head: fuse captured target states, run a decoder layer over [embedding ; feature], predict.
 
-Knows nothing of trees, verification or `generate`; files and their layouts are `layouts.py`'s.
+Knows nothing of trees, verification or `generate`; files are `checkpoint.py`'s.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils import ModelOutput
 
-from . import layouts
+from . import checkpoint
 from .configuration_eagle3 import Eagle3Config
 
 logger = logging.getLogger(__name__)
@@ -268,7 +268,7 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
             ValueError: if the ids are not `draft_vocab_size` ascending ids of the target's vocabulary.
         """
         ids = target_ids.to(device=self.d2t.device, dtype=torch.long)
-        layouts.check_draft_vocabulary(ids, self.config)
+        checkpoint.check_draft_vocabulary(ids, self.config)
         self.d2t.copy_(ids - torch.arange(len(ids), device=ids.device))
         self.t2d.zero_()
         self.t2d[ids] = True
@@ -327,24 +327,24 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
             OSError: if there is no such repository or file, or a file cannot be read.
             ValueError: if a tensor is missing, unexpected, misshapen or not finite, or the layout is not known.
         """
-        checkpoint = layouts.read_checkpoint(pretrained_model_name_or_path, kwargs)
-        logger.info(checkpoint.described())
-        return cls._from_checkpoint(checkpoint, *model_args, **kwargs)
+        found = checkpoint.read_checkpoint(pretrained_model_name_or_path, kwargs)
+        logger.info(found.described())
+        return cls._from_checkpoint(found, *model_args, **kwargs)
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: layouts.Checkpoint, *model_args: Any, **kwargs: Any) -> Any:
-        tensors = dict(checkpoint.tensors)
-        layouts.check_tensors(tensors, _expected_shapes(checkpoint.config), source=checkpoint.source)
+    def _from_checkpoint(cls, found: checkpoint.Checkpoint, *model_args: Any, **kwargs: Any) -> Any:
+        tensors = dict(found.tensors)
+        checkpoint.check_tensors(tensors, _expected_shapes(found.config), source=found.source)
         if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", checkpoint.dtype)
-        loaded = super().from_pretrained(None, *model_args, config=checkpoint.config, state_dict=tensors, **kwargs)
+            kwargs.setdefault("dtype", found.dtype)
+        loaded = super().from_pretrained(None, *model_args, config=found.config, state_dict=tensors, **kwargs)
         head, info = loaded if isinstance(loaded, tuple) else (loaded, None)
-        if checkpoint.generation_config is not None:
-            head.generation_config = checkpoint.generation_config
+        if found.generation_config is not None:
+            head.generation_config = found.generation_config
             for name in TREE_KNOBS:
                 if not hasattr(head.generation_config, name):
                     setattr(head.generation_config, name, None)
-        head.config.name_or_path = head.name_or_path = checkpoint.source
+        head.config.name_or_path = head.name_or_path = found.source
         return head if info is None else (head, info)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,162 @@
+"""A head read whole, from files of any known layout to an `Eagle3Config` and canonical tensors; and their checks.
+
+Knows nothing of modules.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from . import head_files
+from .configuration_eagle3 import Eagle3Config
+from .head_files import Tensors
+from .layouts import KNOWN_FLAGS, Layout, config_from, lacks, recognise
+
+CONFIG_FIELDS = frozenset(Eagle3Config.__annotations__) | {"rope_theta"}
+
+
+@dataclass
+class Checkpoint:
+    """A head as read from disk: canonical tensors (names of `Eagle3DraftModel.state_dict()`) and its config."""
+
+    config: Eagle3Config
+    tensors: Tensors
+    dtype: torch.dtype
+    generation_config: GenerationConfig | None
+    source: str
+    layout: str
+
+    def described(self) -> str:
+        """The layout and every convention that was taken, in a line for the log."""
+        config = self.config
+        boundaries = config.target_boundaries or "the target's default"
+        said = ["the target's last hidden state" if config.reads_last_hidden_state else f"boundaries {boundaries}"]
+        said += [name for name in (*KNOWN_FLAGS, "qk_norm", "qkv_bias", "own_embeddings") if getattr(config, name)]
+        said += [f"window {config.sliding_window}"] if config.sliding_window else []
+        rope: Any = config.rope_parameters or {}
+        said.append(f"rope {rope.get('rope_type')} of base {rope.get('rope_theta')}")
+        return f"{self.source}: layout {self.layout}; {', '.join(said)}"
+
+
+def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkpoint:
+    """Read and convert a head.
+
+    Takes out of `kwargs` what it serves: the Hub's arguments, `config` (an [`Eagle3Config`] is taken as it is, a path
+    is read instead of the head's own), and fields of `Eagle3Config`, which win.
+
+    Raises:
+        OSError: if files are missing or unreadable.
+        ValueError: if the layout is not a head's that we know, or its tensors make no head.
+    """
+    given = kwargs.pop("config", None)
+    hub = {name: kwargs.pop(name) for name in head_files.HUB_ARGUMENTS if name in kwargs}
+    hub = {name: value for name, value in hub.items() if value is not None}
+    files = head_files.weight_files(kwargs)
+    overrides = {name: kwargs.pop(name) for name in CONFIG_FIELDS & kwargs.keys()}
+    fields = head_files.read_config(given if isinstance(given, (str, os.PathLike)) else source, hub)
+    layout = recognise(fields)
+    if layout is None:
+        raise ValueError(
+            f"{source} holds a config with model_type {fields.get('model_type')!r} and architectures "
+            f"{fields.get('architectures')}, which is no EAGLE-3 head; pass a head saved by hf-eagle3 or released in "
+            "the EAGLE-3 layout (`draft_vocab_size` in its config)."
+        )
+    if layout.refused:
+        raise ValueError(f"{source} {layout.refused}; pass an EAGLE-3 head.")
+    tensors = _rename(head_files.read_tensors(str(source), hub, files), layout)
+    dtype = tensors["lm_head.weight"].dtype if "lm_head.weight" in tensors else torch.get_default_dtype()
+    config = given if isinstance(given, Eagle3Config) else config_from(fields, tensors, layout, str(source))
+    if "rope_theta" in overrides:  # a released config's word for what now is part of `rope_parameters`
+        overrides["rope_parameters"] = {**(config.rope_parameters or {}), "rope_theta": overrides.pop("rope_theta")}
+    if overrides:
+        config = Eagle3Config.from_dict({**config.to_dict(), **overrides})
+    _fill_vocabulary_maps(tensors, config, str(source))
+    return Checkpoint(config, tensors, dtype, head_files.read_generation_config(source, hub), str(source), layout.name)
+
+
+def _rename(tensors: Tensors, layout: Layout) -> Tensors:
+    renamed: Tensors = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in layout.rename:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _fill_vocabulary_maps(tensors: Tensors, config: Eagle3Config, source: str) -> None:
+    """Complete `d2t` (offsets) and `t2d` (mask): a full vocabulary may ship neither, `t2d` may follow from `d2t`."""
+    own = torch.arange(int(config.draft_vocab_size or 0))
+    if config.draft_vocab_size == config.vocab_size:
+        # Absent, or never filled in, when both vocabularies are one (trap 7).
+        tensors["d2t"], tensors["t2d"] = torch.zeros_like(own), torch.ones_like(own, dtype=torch.bool)
+    if "d2t" not in tensors:
+        return  # a reduced vocabulary without its map is reported as a missing tensor
+    d2t = tensors["d2t"] = tensors["d2t"].to(torch.long)
+    if d2t.shape != own.shape:
+        return  # reported as a misshapen tensor
+    ids = own + d2t
+    check_draft_vocabulary(ids, config)
+    t2d = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill_(0, ids, True)
+    if "t2d" in tensors and not torch.equal(tensors["t2d"].bool(), t2d):
+        raise ValueError(
+            f"{source}: `d2t` names {len(ids)} target tokens but `t2d` marks {int(tensors['t2d'].sum())}, and not the "
+            "same ones; the draft vocabulary was never filled in, or is damaged."
+        )
+    tensors["t2d"] = t2d
+
+
+def check_draft_vocabulary(target_ids: torch.Tensor, config: Eagle3Config) -> None:
+    """Refuse a draft vocabulary that is not `draft_vocab_size` ascending ids of the target's vocabulary.
+
+    Raises:
+        ValueError: naming the first id that is wrong.
+    """
+    if target_ids.shape != (config.draft_vocab_size,):
+        raise ValueError(
+            f"Got a draft vocabulary of shape {list(target_ids.shape)}; this head needs [{config.draft_vocab_size}]."
+        )
+    outside = (target_ids < 0) | (target_ids >= config.vocab_size)
+    if outside.any():
+        where = int(outside.nonzero()[0])
+        raise ValueError(
+            f"`d2t` maps draft token {where} to target token {int(target_ids[where])}, but the target has "
+            f"{config.vocab_size} tokens; the file is damaged, or was written with ids instead of offsets."
+        )
+    if (target_ids.diff() <= 0).any():
+        where = int((target_ids.diff() <= 0).nonzero()[0])
+        raise ValueError(
+            f"`d2t` maps draft tokens {where} and {where + 1} to target tokens {int(target_ids[where])} and "
+            f"{int(target_ids[where + 1])}; the ids must ascend, so the file is damaged."
+        )
+
+
+def check_tensors(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """Refuse a state dict that is not exactly the expected tensors, finite throughout.
+
+    Raises:
+        ValueError: naming the tensors that are missing, unknown, misshapen or hold NaN or infinity.
+    """
+    missing = sorted(expected.keys() - tensors.keys())
+    if missing:
+        raise lacks(missing, source)
+    unknown = sorted(tensors.keys() - expected.keys())
+    if unknown:
+        raise ValueError(
+            f"{source} holds tensors that no layout known here has: {', '.join(unknown)}; running it without them "
+            "would draft badly in silence, so it is refused."
+        )
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(
+                f"{source}: `{name}` is {list(tensors[name].shape)} but the config and the other tensors need "
+                f"{list(shape)}; the files do not belong together."
+            )
+        if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
+            raise ValueError(f"{source}: `{name}` holds NaN or infinite values; save or download the head again.")
