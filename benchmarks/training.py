@@ -26,21 +26,21 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from helpers.dense_training import dense_batch_loss  # noqa: E402  # the path to it is set two lines above
-from transformers import TrainerCallback  # noqa: E402
+from helpers.dense_training import dense_batch_loss
+from transformers import TrainerCallback
 
-from hf_eagle3 import embedded  # noqa: E402
-from hf_eagle3.configuration_eagle3 import default_boundaries  # noqa: E402
-from hf_eagle3.data.conversations import load_conversations  # noqa: E402
-from hf_eagle3.data.feature_store import FeatureStore, write_features  # noqa: E402
-from hf_eagle3.data.features import TargetStates, token_mass  # noqa: E402
-from hf_eagle3.evaluation.report import provenance, write_json  # noqa: E402
-from hf_eagle3.training.arguments import Eagle3TrainingArguments  # noqa: E402
-from hf_eagle3.training.batches import Collator  # noqa: E402
-from hf_eagle3.training.initialisation import feature_scale, fresh_head  # noqa: E402
-from hf_eagle3.training.objective import TrainingTimeTest  # noqa: E402
-from hf_eagle3.training.trainer import Eagle3Trainer  # noqa: E402
-from hf_eagle3.training.vocabulary import choose_vocabulary  # noqa: E402
+from hf_eagle3 import embedded
+from hf_eagle3.configuration_eagle3 import default_boundaries
+from hf_eagle3.data.conversations import load_conversations
+from hf_eagle3.data.feature_store import FeatureStore, write_features
+from hf_eagle3.data.features import TargetStates, token_mass
+from hf_eagle3.evaluation.report import provenance, write_json
+from hf_eagle3.training.arguments import Eagle3TrainingArguments
+from hf_eagle3.training.batches import Collator
+from hf_eagle3.training.initialisation import feature_scale, fresh_head
+from hf_eagle3.training.objective import TrainingTimeTest
+from hf_eagle3.training.trainer import Eagle3Trainer
+from hf_eagle3.training.vocabulary import choose_vocabulary
 
 TEXT = ROOT / "model_cards" / embedded.HEAD_NAME / "training_ids.safetensors"
 VOCABULARY, BATCH_TOKENS, STEPS, CONVERSATIONS, WARM_UP = 8192, 2560, 4, 160, 2

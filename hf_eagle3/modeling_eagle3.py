@@ -252,10 +252,11 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
                 attention_mask=mask,
                 past_key_values=past_key_values,
             )
-        logits = self.lm_head(self.norm(hidden_states[:, -logits_to_keep:]))
+        fed_back = self.fed_back(hidden_states)
+        scored = fed_back[:, -logits_to_keep:]
         return Eagle3Output(
-            logits=logits,
-            last_hidden_state=self.fed_back(hidden_states),
+            logits=self.lm_head(scored if self.config.norm_output else self.norm(scored)),
+            last_hidden_state=fed_back,
             past_key_values=past_key_values if use_cache else None,
         )
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 from .duplicates import Duplicates
 from .overlap import Overlap

@@ -41,6 +41,7 @@ class _Interviewer:
         self.prompts = None if prompts is None else iter(prompts)
         self.sampler = SelfPrompter(tokenizer, plan) if prompts is None else None
         self.takes_system = takes_system(tokenizer)
+        prompt_ids(tokenizer, [{"role": "user", "content": "Who is there?"}])  # a template that takes no chat is told
         self.begun, self.answer_tokens = begun, 0
         self._running, self._in_vain = 0, 0
         self._ended: deque[Interview] = deque()
@@ -109,7 +110,12 @@ class _Interviewer:
     def _ask(self, interview: Interview, text: str) -> None:
         """Have the target answer, if there is room for it."""
         messages = interview.ask(text)
-        prompt = prompt_ids(self.tokenizer, messages)
+        try:
+            prompt = prompt_ids(self.tokenizer, messages)
+        except TemplateError:  # it takes chats, but not this one
+            interview.tally.dropped("room for an answer", "refused by the chat template")
+            self._end(interview)
+            return
         if len(prompt) + self.plan.max_answer > self.plan.max_length:
             interview.tally.dropped("room for an answer", f"over {self.plan.max_length} tokens")
             self._end(interview)

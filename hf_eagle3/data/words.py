@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 # `transformers` brings it along; `re` knows neither scripts nor the marks that belong to a letter.
-import regex  # type: ignore[import-untyped]
+import regex
 
 # Scripts that put no space between words: each of their characters counts as a word.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"

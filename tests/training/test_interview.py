@@ -21,7 +21,7 @@ from hf_eagle3.data.server import ServerAnswer, ServerRequest
 from hf_eagle3.data.slots import Completion, Request
 from hf_eagle3.data.sources import Prompt
 from hf_eagle3.data.tally import Tally
-from hf_eagle3.data.template import prompt_ids
+from hf_eagle3.data.template import TemplateError, prompt_ids
 
 STOP = 1
 PLAN = Plan(answer_tokens=300, max_answer=24, two_turn_share=0.5, kept_loop_share=1.0)
@@ -186,6 +186,22 @@ def test_refused_prompts_are_not_asked(target: LlamaForCausalLM, tokenizer: PreT
     interviews = held(target, tokenizer, replace(PLAN, answer_tokens=None), iter(prompts), gate=gate)
     assert {interview.number: interview.refused for interview in interviews} == {0: True, 1: False, 2: True}
     assert gate.asked == [["w1 w9"], ["w2"], ["w3", "w9"]]
+
+
+def test_a_chat_that_the_template_refuses_is_dropped_and_counted(
+    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    odd = "{% if messages[-1]['content'] == 'w9 w9' %}{{ raise_exception('not that') }}{% endif %}"
+    tokenizer.chat_template = odd + tokenizer.chat_template
+    prompts = [(0, Prompt(("w1 w2",))), (1, Prompt(("w9 w9",))), (2, Prompt(("w3 w4",)))]
+    interviews = {i.number: i for i in held(target, tokenizer, replace(PLAN, answer_tokens=None), iter(prompts))}
+    rows = [row for row in interviews[1].tally.rows() if row[0] == "room for an answer"]
+    assert [row[2] for row in rows] == [{"refused by the chat template": 1}]
+    assert not interviews[1].examples
+    assert {0, 2} <= set(interviews)
+    tokenizer.chat_template = "{{ raise_exception('nothing at all') }}"
+    with pytest.raises(TemplateError, match="nothing at all"):
+        held(target, tokenizer, replace(PLAN, answer_tokens=None), iter(prompts))
 
 
 def test_answers_do_not_depend_on_how_many_are_asked_at_once(
