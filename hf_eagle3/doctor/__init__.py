@@ -1,0 +1,1 @@
+"""What is wrong between a head and a target, found by trying."""
