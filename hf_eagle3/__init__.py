@@ -12,10 +12,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .configuration_eagle import EagleConfig
 from .configuration_eagle3 import Eagle3Config
 from .drafters.eagle3 import Eagle3CandidateGenerator
 from .generation import drafting_with, install, uninstall
-from .modeling_eagle3 import Eagle3DraftModel, Eagle3Output, load_head
+from .loading import load_head
+from .modeling_eagle import EagleDraftModel
+from .modeling_eagle3 import Eagle3DraftModel, Eagle3Output
 from .tree import DraftTree, TreeShape
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ __all__ = [
     "Eagle3Output",
     "Eagle3Trainer",
     "Eagle3TrainingArguments",
+    "EagleConfig",
+    "EagleDraftModel",
     "TreeShape",
     "drafting_with",
     "install",

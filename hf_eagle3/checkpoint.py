@@ -1,4 +1,4 @@
-"""A head read whole, from files of any known layout to an `Eagle3Config` and canonical tensors; and their checks.
+"""A head read whole, from files of any known layout to one of our configs and canonical tensors; and their checks.
 
 Knows nothing of modules.
 """
@@ -7,26 +7,36 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from . import head_files
+from . import head_files, layouts, layouts_eagle1
+from .configuration_eagle import EagleConfig
 from .configuration_eagle3 import Eagle3Config
 from .head_files import Tensors
-from .layouts import KNOWN_FLAGS, Layout, config_from, lacks, recognise
+from .layouts import KNOWN_FLAGS, Layout, lacks, only_tensors_tell, recognise
 
-CONFIG_FIELDS = frozenset(Eagle3Config.__annotations__) | {"rope_theta"}
+HeadConfig = Eagle3Config | EagleConfig
+# From the `model_type` of our config to what makes it of a released config's fields and tensors.
+MAKERS: dict[str, Callable[..., HeadConfig]] = {
+    Eagle3Config.model_type: layouts.config_from,
+    EagleConfig.model_type: layouts_eagle1.config_from,
+}
+FIELDS = {kind: frozenset(kind.__annotations__) | {"rope_theta"} for kind in (Eagle3Config, EagleConfig)}
+CONFIG_FIELDS = frozenset().union(*FIELDS.values())
+# What a head's config may say of itself, and is worth telling where it does.
+TOLD = (*KNOWN_FLAGS, "qk_norm", "qkv_bias", "fc_bias", "layernorms", "own_embeddings", "own_lm_head")
 
 
 @dataclass
 class Checkpoint:
-    """A head as read from disk: canonical tensors (names of `Eagle3DraftModel.state_dict()`) and its config."""
+    """A head as read from disk: canonical tensors (names of our models' `state_dict()`) and its config."""
 
-    config: Eagle3Config
+    config: HeadConfig
     tensors: Tensors
     dtype: torch.dtype
     generation_config: GenerationConfig | None
@@ -35,10 +45,11 @@ class Checkpoint:
 
     def described(self) -> str:
         """The layout and every convention that was taken, in a line for the log."""
-        config = self.config
-        boundaries = config.target_boundaries or "the target's default"
-        said = ["the target's last hidden state" if config.reads_last_hidden_state else f"boundaries {boundaries}"]
-        said += [name for name in (*KNOWN_FLAGS, "qk_norm", "qkv_bias", "own_embeddings") if getattr(config, name)]
+        config: Any = self.config
+        said = ["the target's last hidden state"]
+        if not config.reads_last_hidden_state:
+            said = [f"boundaries {config.target_boundaries}" if config.target_boundaries else "default boundaries"]
+        said += [name for name in TOLD if getattr(config, name, False)]
         said += [f"window {config.sliding_window}"] if config.sliding_window else []
         rope: Any = config.rope_parameters or {}
         said.append(f"rope {rope.get('rope_type')} of base {rope.get('rope_theta')}")
@@ -48,8 +59,8 @@ class Checkpoint:
 def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkpoint:
     """Read and convert a head.
 
-    Takes out of `kwargs` what it serves: the Hub's arguments, `config` (an [`Eagle3Config`] is taken as it is, a path
-    is read instead of the head's own), and fields of `Eagle3Config`, which win.
+    Takes out of `kwargs` what it serves: the Hub's arguments, `config` (one of ours is taken as it is, a path is read
+    instead of the head's own), and fields of our configs, which win.
 
     Raises:
         OSError: if files are missing or unreadable.
@@ -61,24 +72,37 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
     files = head_files.weight_files(kwargs)
     overrides = {name: kwargs.pop(name) for name in CONFIG_FIELDS & kwargs.keys()}
     fields = head_files.read_config(given if isinstance(given, (str, os.PathLike)) else source, hub)
-    layout = recognise(fields)
+    raw = head_files.read_tensors(str(source), hub, files) if only_tensors_tell(fields) else {}
+    layout = recognise(fields, raw)
     if layout is None:
         raise ValueError(
             f"{source} holds a config with model_type {fields.get('model_type')!r} and architectures "
-            f"{fields.get('architectures')}, which is no EAGLE-3 head; pass a head saved by hf-eagle3 or released in "
-            "the EAGLE-3 layout (`draft_vocab_size` in its config)."
+            f"{fields.get('architectures')}, which is no EAGLE-3 head (`draft_vocab_size` tells one) and no EAGLE-1 "
+            "head (a tensor `fc.weight` does); pass a head saved by hf-eagle3 or released in a layout that is known."
         )
     if layout.refused:
         raise ValueError(f"{source} {layout.refused}; pass an EAGLE-3 head.")
-    tensors = _rename(head_files.read_tensors(str(source), hub, files), layout)
-    dtype = tensors["lm_head.weight"].dtype if "lm_head.weight" in tensors else torch.get_default_dtype()
-    config = given if isinstance(given, Eagle3Config) else config_from(fields, tensors, layout, str(source))
-    if "rope_theta" in overrides:  # a released config's word for what now is part of `rope_parameters`
-        overrides["rope_parameters"] = {**(config.rope_parameters or {}), "rope_theta": overrides.pop("rope_theta")}
-    if overrides:
-        config = Eagle3Config.from_dict({**config.to_dict(), **overrides})
+    tensors = _rename(raw or head_files.read_tensors(str(source), hub, files), layout)
+    dtype = next((tensors[name].dtype for name in ("lm_head.weight", "fc.weight") if name in tensors), None)
+    dtype = dtype or torch.get_default_dtype()
+    ours = isinstance(given, HeadConfig)
+    config = given if ours else MAKERS[layout.heads](fields, tensors, layout, str(source))
+    config = _overridden(config, overrides)
     _fill_vocabulary_maps(tensors, config, str(source))
     return Checkpoint(config, tensors, dtype, head_files.read_generation_config(source, hub), str(source), layout.name)
+
+
+def _overridden(config: HeadConfig, fields: dict[str, Any]) -> HeadConfig:
+    """The config with fields that the caller chose."""
+    strangers = sorted(fields.keys() - FIELDS[type(config)])
+    if strangers:
+        raise ValueError(
+            f"Got {', '.join(strangers)}, but a {type(config).__name__} has no such fields; leave them out."
+        )
+    if "rope_theta" in fields:  # a released config's word for what now is part of `rope_parameters`
+        theta = fields.pop("rope_theta")
+        fields["rope_parameters"] = {**(config.rope_parameters or {}), "rope_theta": theta}
+    return type(config).from_dict({**config.to_dict(), **fields}) if fields else config
 
 
 def _rename(tensors: Tensors, layout: Layout) -> Tensors:
@@ -90,9 +114,11 @@ def _rename(tensors: Tensors, layout: Layout) -> Tensors:
     return renamed
 
 
-def _fill_vocabulary_maps(tensors: Tensors, config: Eagle3Config, source: str) -> None:
+def _fill_vocabulary_maps(tensors: Tensors, config: HeadConfig, source: str) -> None:
     """Complete `d2t` (offsets) and `t2d` (mask): a full vocabulary may ship neither, `t2d` may follow from `d2t`."""
     own = torch.arange(int(config.draft_vocab_size or 0))
+    if isinstance(config, EagleConfig) and config.draft_vocab_size == config.vocab_size:
+        return  # such heads have no maps
     if config.draft_vocab_size == config.vocab_size:
         # Absent, or never filled in, when both vocabularies are one (trap 7).
         tensors["d2t"], tensors["t2d"] = torch.zeros_like(own), torch.ones_like(own, dtype=torch.bool)
@@ -112,7 +138,7 @@ def _fill_vocabulary_maps(tensors: Tensors, config: Eagle3Config, source: str) -
     tensors["t2d"] = t2d
 
 
-def check_draft_vocabulary(target_ids: torch.Tensor, config: Eagle3Config) -> None:
+def check_draft_vocabulary(target_ids: torch.Tensor, config: HeadConfig) -> None:
     """Refuse a draft vocabulary that is not `draft_vocab_size` ascending ids of the target's vocabulary.
 
     Raises:

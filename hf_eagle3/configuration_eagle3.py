@@ -192,29 +192,33 @@ class Eagle3Config(PreTrainedConfig):
             ValueError: if the target is too shallow for the default boundaries, or fields do not fit together.
         """
         text = target_config.get_text_config(decoder=True)
-        heads = text.num_attention_heads
-        fields: dict[str, Any] = {
-            "vocab_size": text.vocab_size,
-            "draft_vocab_size": draft_vocab_size,
-            "hidden_size": text.hidden_size,
-            "intermediate_size": getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-            "num_attention_heads": heads,
-            "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
-            "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
-            "max_position_embeddings": getattr(text, "max_position_embeddings", None) or cls.max_position_embeddings,
-            "rms_norm_eps": getattr(text, "rms_norm_eps", None) or cls.rms_norm_eps,
-            "rope_parameters": _plain_rope(getattr(text, "rope_parameters", None)),
-            "target_hidden_size": text.hidden_size,
-        }
-        # Pipelines compare the special ids of model and assistant.
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            fields[name] = getattr(text, name, None)
+        fields = geometry_of(text)
+        fields |= {"draft_vocab_size": draft_vocab_size, "target_hidden_size": text.hidden_size}
         if overrides.get("target_boundaries") is None and not overrides.get("reads_last_hidden_state"):
             fields["target_boundaries"] = default_boundaries(text.num_hidden_layers)
         fields.update(overrides)
         config = cls(**fields)
         config.boundaries_for(text.num_hidden_layers)
         return config
+
+
+def geometry_of(text: PreTrainedConfig) -> dict[str, Any]:
+    """Fields of a fresh head's config, whose layers are as large as those of the target's decoder `text`."""
+    heads = text.num_attention_heads
+    fields: dict[str, Any] = {
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
+        "rope_parameters": _plain_rope(getattr(text, "rope_parameters", None)),
+    }
+    for name in ("max_position_embeddings", "rms_norm_eps"):
+        if getattr(text, name, None):
+            fields[name] = getattr(text, name)
+    # Pipelines compare the special ids of model and assistant.
+    return fields | {name: getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def _plain_rope(rope: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -229,4 +233,4 @@ def _plain_rope(rope: dict[str, Any] | None) -> dict[str, Any] | None:
     return plain
 
 
-__all__ = ["Eagle3Config", "default_boundaries"]
+__all__ = ["Eagle3Config", "default_boundaries", "geometry_of"]

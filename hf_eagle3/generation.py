@@ -21,10 +21,9 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConf
 from transformers.generation import GenerationMixin
 
 from . import head_files, layouts
-from .configuration_eagle3 import Eagle3Config
 from .decoding import TreeDecoderOnlyOutput, TreeDecoding
-from .drafters.eagle3 import DraftState
-from .modeling_eagle3 import Eagle3DraftModel
+from .drafters.state import DraftState
+from .loading import HEADS, head_from
 from .pairing import DEFAULT_TREES, DRAFTERS, as_head, check_call, check_pair, drafter_for, tree_shape
 from .tree import DraftTree, TreeShape
 
@@ -97,6 +96,7 @@ def drafting_with(
     num_assistant_tokens: int | None = None,
     tree_depth: int | None = None,
     tree_top_k: int | None = None,
+    draft_tree: Any = None,
 ) -> Callable[..., Any]:
     """The other door: a callable for `model.generate(..., custom_generate=drafting_with(head))`.
 
@@ -108,14 +108,18 @@ def drafting_with(
         streamer: receives the prompt and each token, as `generate(streamer=)` would.
         on_round: called after each verification with the tree and its accepted nodes, root first.
         num_assistant_tokens, tree_depth, tree_top_k: see [`TreeShape`].
+        draft_tree: a static tree instead, by name (`"mc_sim_7b_63"`) or by its paths; see [`StaticTree`].
 
     Raises:
         TypeError: if `head` is no draft head.
     """
     base = as_head(head)
     if base is None:
-        raise TypeError(f"`drafting_with` needs a draft head but got {type(head).__name__}; load an Eagle3DraftModel.")
-    given = {"num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth, "tree_top_k": tree_top_k}
+        raise TypeError(
+            f"`drafting_with` needs a draft head but got {type(head).__name__}; load one by `hf_eagle3.load_head`."
+        )
+    given: dict[str, Any] = {"num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth}
+    given |= {"tree_top_k": tree_top_k, "draft_tree": draft_tree}
 
     def decode(
         model: PreTrainedModel,
@@ -129,8 +133,9 @@ def drafting_with(
         check_pair(model, base)
         check_call(model, generation_config, {})
         knobs = dict(given)
-        if knobs["num_assistant_tokens"] is None and generation_config.num_assistant_tokens != UNSET_ASSISTANT_TOKENS:
-            knobs["num_assistant_tokens"] = generation_config.num_assistant_tokens
+        asked = generation_config.num_assistant_tokens
+        if draft_tree is None and num_assistant_tokens is None and asked != UNSET_ASSISTANT_TOKENS:
+            knobs["num_assistant_tokens"] = asked
         call = DraftCall(base, tree_shape(model, base, knobs, None))
         if streamer is not None:
             streamer.put(input_ids.cpu())
@@ -201,14 +206,15 @@ def _wrap_from_pretrained(original: classmethod) -> classmethod:
     @functools.wraps(original.__func__)
     def from_pretrained(cls: type, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         if _installed and cls is AutoModel and _is_released_head(pretrained_model_name_or_path, kwargs):
-            return Eagle3DraftModel.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return head_from(pretrained_model_name_or_path, *args, **kwargs)
         return original.__func__(cls, pretrained_model_name_or_path, *args, **kwargs)
 
     return classmethod(from_pretrained)
 
 
 def _is_released_head(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a head which calls itself something else, such as a Llama."""
+    """Whether a config.json is that of a head which calls itself something else, such as a Llama. Where only tensors
+    could tell it is left to transformers: nobody who asks for a Llama may get a head."""
     try:
         fields = head_files.read_config(source, kwargs)
     except (OSError, ValueError, TypeError):
@@ -216,7 +222,7 @@ def _is_released_head(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool
     layout = layouts.recognise(fields)
     if layout is None or (layout.refused and kwargs.get("trust_remote_code")):
         return False  # code of its own may know what to do with it
-    return fields.get("model_type") != Eagle3Config.model_type
+    return layout.name != layouts.NATIVE
 
 
 # ---------------------------------------------------------------------- install and uninstall
@@ -250,8 +256,9 @@ def install() -> None:
             "only by `generate(custom_generate=hf_eagle3.drafting_with(head))`.",
             stacklevel=2,
         )
-    AutoConfig.register(Eagle3Config.model_type, Eagle3Config, exist_ok=True)
-    AutoModel.register(Eagle3Config, Eagle3DraftModel, exist_ok=True)
+    for config, model in HEADS.items():
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
     for owner, name, wrap in _WRAPS:
         if (owner, name) not in _ORIGINALS:
             original = owner.__dict__[name]

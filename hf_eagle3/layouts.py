@@ -7,10 +7,11 @@ Structure is read from the tensors first and the config second, because released
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .configuration_eagle import EagleConfig
 from .configuration_eagle3 import Eagle3Config
 from .head_files import Tensors
 
@@ -30,14 +31,16 @@ SHARED_FIELDS = (
 
 # Flags of a released config that our head has too, under the same name.
 KNOWN_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+Flag = tuple[str, Callable[[Any], bool]]  # a field, and which of its values change a forward
 # Flags that change a forward and leave no tensor behind: to load such a head without them would be silently wrong.
-CHANGES_THE_FORWARD: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+CHANGES_THE_FORWARD: tuple[Flag, ...] = (
     *((name, bool) for name in ("use_mtp_layernorm", "eh_proj_before_attn", "reuse_target_lm_head")),
     *((name, lambda value: value is False) for name in ("use_last_layernorm", "next_layer_regular")),
     ("use_input_layernorm_in_first_layer", lambda value: value is False),
     ("parallel_draft_step", lambda value: (value or 1) > 1),
     ("partial_rotary_factor", lambda value: value not in (None, 1.0)),
 )
+NATIVE = "hf-eagle3"  # the layout that we save in
 KNOWN_ROPE = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 Fields = Mapping[str, Any]  # of a config.json
@@ -48,7 +51,9 @@ class Layout:
     """One family of checkpoints: how its config is told from others, what its words mean, how tensors are renamed.
 
     Args:
-        recognise: whether a config.json is of this family.
+        recognise: whether a config.json is of this family, or may be where `marks` must tell.
+        heads: the `model_type` of our config for its heads.
+        marks: tensors that tell its checkpoints from those of models whose config says the same.
         flatten: its config as one level of Llama's fields and our flags.
         rename: patterns of tensor names, and what to put in their place; applied in order.
         ids_are_boundaries: whether layer ids name what enters a layer. If not, a first id of 1 says that they name
@@ -58,6 +63,8 @@ class Layout:
 
     name: str
     recognise: Callable[[Fields], bool]
+    heads: str = Eagle3Config.model_type
+    marks: frozenset[str] = frozenset()
     flatten: Callable[[Fields], Fields] = dict
     rename: tuple[tuple[str, str], ...] = ()
     ids_are_boundaries: bool = False
@@ -74,8 +81,8 @@ def _speculators(*kinds: str) -> Callable[[Fields], bool]:
     return lambda fields: fields.get("speculators_model_type") in kinds
 
 
-def _is_native(fields: Fields) -> bool:
-    return fields.get("model_type") == Eagle3Config.model_type and "speculators_model_type" not in fields
+def _is_native(model_type: str) -> Callable[[Fields], bool]:
+    return lambda fields: fields.get("model_type") == model_type and "speculators_model_type" not in fields
 
 
 def _is_released_eagle3(fields: Fields) -> bool:
@@ -97,12 +104,28 @@ def _with_layer_config(fields: Fields) -> Fields:
     return {**fields.get("transformer_layer_config", {}), **fields}
 
 
+def _with_wrapped_model(fields: Fields) -> Fields:
+    """vLLM's wrapper nests the draft's config under `model`; its own fields may be on either level."""
+    return {
+        **fields["model"],
+        **{name: value for name, value in fields.items() if name not in ("model", "model_type")},
+    }
+
+
 _MIDLAYER = ((r"^midlayer\.(?=\d)", "layers."), (r"^midlayer\.", "layers.0."))
 # Megatron's deep heads call the norm before attention `hidden_norm` in every layer (trap 24).
 _DEEP_NORM = ((r"^layers\.([1-9]\d*)\.hidden_norm\.", r"layers.\1.input_layernorm."),)
 
+_SPECULATORS_EAGLE1 = (
+    (r"^fusion_fc\.", "fc."),
+    (r"^transformer\.", "layers.0."),
+    (r"^embedding_layernorm\.", "embed_norm."),
+    (r"^pre_lm_head_layernorm\.", "norm."),
+)
+
 LAYOUTS = (
-    Layout("hf-eagle3", _is_native),
+    Layout(NATIVE, _is_native(Eagle3Config.model_type)),
+    Layout(NATIVE, _is_native(EagleConfig.model_type), heads=EagleConfig.model_type),
     Layout(
         "dflash",
         lambda fields: _named("DFlashDraftModel")(fields) or _speculators("dflash")(fields),
@@ -132,7 +155,16 @@ LAYOUTS = (
     Layout(
         "speculators-eagle1",
         _speculators("eagle"),
-        refused="is an EAGLE-1 head in the layout of speculators, which is not supported yet",
+        heads=EagleConfig.model_type,
+        flatten=_with_layer_config,
+        rename=_SPECULATORS_EAGLE1,
+    ),
+    Layout(
+        "vllm-eagle1",
+        lambda fields: fields.get("model_type") == "eagle" and isinstance(fields.get("model"), dict),
+        heads=EagleConfig.model_type,
+        flatten=_with_wrapped_model,
+        rename=((r"^(model\.)+", ""),),
     ),
     Layout("nemo", _named("LlamaEagle3DraftModel"), flatten=_with_eagle_config, rename=((r"^model\.", ""),)),
     Layout(
@@ -144,20 +176,38 @@ LAYOUTS = (
         flatten=_with_eagle_config,
         rename=_MIDLAYER + _DEEP_NORM,
     ),
+    Layout("eagle1", _named("LlamaForCausalLMEagle"), heads=EagleConfig.model_type),
+    # Official EAGLE-1 and HASS heads have the config of a plain one-layer Llama, Mixtral or Qwen2.
+    Layout(
+        "eagle1",
+        lambda fields: fields.get("num_hidden_layers") == 1,
+        heads=EagleConfig.model_type,
+        marks=frozenset({"fc.weight"}),
+    ),
 )
 
 
-def recognise(config: Mapping[str, Any]) -> Layout | None:
-    """The layout that a config.json announces, or `None` if it is no draft head that we know."""
-    return next((layout for layout in LAYOUTS if layout.recognise(config)), None)
+def recognise(config: Mapping[str, Any], tensors: Collection[str] = ()) -> Layout | None:
+    """The layout that a config.json announces, or `None` if it is no draft head that we know.
+
+    Args:
+        config: the fields of the config.json.
+        tensors: names of the checkpoint's tensors, without which a layout with `marks` is never found.
+    """
+    return next((one for one in LAYOUTS if one.recognise(config) and one.marks <= set(tensors)), None)
+
+
+def only_tensors_tell(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a plain model, or else of a head that only its tensors can tell from one."""
+    return recognise(config) is None and any(layout.recognise(config) for layout in LAYOUTS)
 
 
 def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -> Eagle3Config:
-    if layout.name == "hf-eagle3":
+    if layout.name == NATIVE:
         return Eagle3Config.from_dict(dict(fields))
     fields = layout.flatten(fields)
     for name in ("vocab_size", "num_attention_heads"):
-        if fields.get(name) is None and not (name == "vocab_size" and _target_vocabulary(fields, tensors)):
+        if fields.get(name) is None and not (name == "vocab_size" and target_vocabulary(fields, tensors)):
             raise ValueError(f"{source} has no `{name}` in its config, which its tensors do not tell; add it.")
     last_state = fields.get("use_aux_hidden_state") is False
     if last_state:
@@ -166,27 +216,19 @@ def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -
     for name in (*fused, "lm_head.weight", "layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"):
         if name not in tensors:
             raise lacks([name], source)
-    _refuse_other_forwards(fields, source)
+    refuse_other_forwards(fields, CHANGES_THE_FORWARD, source)
     shared = {name: fields[name] for name in SHARED_FIELDS if fields.get(name) is not None}
     shared |= {name: fields[name] for name in KNOWN_FLAGS if fields.get(name) is not None}
-    shared |= _rope(fields, source) | _boundaries(fields, tensors, layout, source)
+    shared |= rope_of(fields, source) | _boundaries(fields, tensors, layout, source)
     draft_vocabulary, hidden = tensors["lm_head.weight"].shape
-    head_dim = tensors["layers.0.self_attn.q_proj.weight"].shape[0] // shared["num_attention_heads"]
-    keys = tensors.get("layers.0.self_attn.k_proj.weight")
     return Eagle3Config(
         **{
             **shared,
-            "vocab_size": _target_vocabulary(fields, tensors),
+            **geometry(tensors, shared["num_attention_heads"]),
+            "vocab_size": target_vocabulary(fields, tensors),
             "draft_vocab_size": draft_vocabulary,
             "hidden_size": hidden,
-            "intermediate_size": tensors["layers.0.mlp.gate_proj.weight"].shape[0],
-            "num_hidden_layers": 1 + max((int(m[1]) for m in map(_LAYER.match, tensors) if m), default=0),
-            "head_dim": head_dim,
-            "num_key_value_heads": None if keys is None else keys.shape[0] // head_dim,
-            "attention_bias": "layers.0.self_attn.o_proj.bias" in tensors,
-            "qkv_bias": "layers.0.self_attn.q_proj.bias" in tensors,
             "qk_norm": "layers.0.self_attn.q_norm.weight" in tensors,
-            "mlp_bias": "layers.0.mlp.gate_proj.bias" in tensors,
             "reads_last_hidden_state": last_state,
             "norm_before_fc": bool(fields.get("norm_before_fc")) or "input_norm.weight" in tensors,
             "fc_norm": bool(fields.get("fc_norm")) or "fc_norm.0.weight" in tensors,
@@ -196,12 +238,26 @@ def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -
     )
 
 
-def _refuse_other_forwards(fields: Fields, source: str) -> None:
-    given = [(name, fields[name]) for name, changes in CHANGES_THE_FORWARD if name in fields and changes(fields[name])]
-    flags = [f"{name}={value}" for name, value in given]
-    if flags:
+def geometry(tensors: Tensors, heads: int) -> dict[str, Any]:
+    """What the tensors of plain Llama attention tell of the layers."""
+    head_dim = tensors["layers.0.self_attn.q_proj.weight"].shape[0] // heads
+    keys = tensors.get("layers.0.self_attn.k_proj.weight")
+    return {
+        "intermediate_size": tensors["layers.0.mlp.gate_proj.weight"].shape[0],
+        "num_hidden_layers": 1 + max((int(m[1]) for m in map(_LAYER.match, tensors) if m), default=0),
+        "head_dim": head_dim,
+        "num_key_value_heads": None if keys is None else keys.shape[0] // head_dim,
+        "attention_bias": "layers.0.self_attn.o_proj.bias" in tensors,
+        "qkv_bias": "layers.0.self_attn.q_proj.bias" in tensors,
+        "mlp_bias": "layers.0.mlp.gate_proj.bias" in tensors,
+    }
+
+
+def refuse_other_forwards(fields: Fields, flags: Iterable[Flag], source: str) -> None:
+    given = [f"{name}={fields[name]}" for name, changes in flags if name in fields and changes(fields[name])]
+    if given:
         raise ValueError(
-            f"{source} sets {', '.join(flags)}, which changes how a head computes and is not supported; use a head "
+            f"{source} sets {', '.join(given)}, which changes how a head computes and is not supported; use a head "
             "without it."
         )
 
@@ -239,7 +295,7 @@ def _window(fields: Fields, source: str) -> int | None:
     return int(fields["sliding_window"])
 
 
-def _rope(fields: Fields, source: str) -> dict[str, Any]:
+def rope_of(fields: Fields, source: str) -> dict[str, Any]:
     """RoPE in transformers' words. On text all three position ids of mrope are equal, which makes it plain RoPE."""
     rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
     nested = [part for part in rope.values() if isinstance(part, dict)]
@@ -261,7 +317,7 @@ def _rope(fields: Fields, source: str) -> dict[str, Any]:
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
-def _target_vocabulary(fields: Mapping[str, Any], tensors: Tensors) -> int | None:
+def target_vocabulary(fields: Mapping[str, Any], tensors: Tensors) -> int | None:
     """Rows of `t2d` or of the embeddings where they exist: a config's padded size can differ (trap 29)."""
     for name in ("embed_tokens.weight", "t2d"):
         if name in tensors and tensors[name].numel() > 0:

@@ -1,21 +1,17 @@
 """The EAGLE-3 draft head: fuse captured target states, run a decoder layer over [embedding ; feature], predict.
 
-Knows nothing of trees, verification or `generate`; files are `checkpoint.py`'s.
+Knows nothing of trees, verification, `generate` or files.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
@@ -28,13 +24,8 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils import ModelOutput
 
-from . import checkpoint
 from .configuration_eagle3 import Eagle3Config
-
-logger = logging.getLogger(__name__)
-
-# The size of a draft tree, on `head.generation_config`; None leaves it to the device (see `pairing.DEFAULT_TREES`).
-TREE_KNOBS = ("num_assistant_tokens", "tree_depth", "tree_top_k")
+from .head import TREE_KNOBS, DraftHead
 
 
 @dataclass
@@ -135,16 +126,11 @@ class Eagle3DecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-class Eagle3PreTrainedModel(PreTrainedModel):
-    """What transformers must know of a head: its config, what cannot be split, which attentions it can run."""
+class Eagle3PreTrainedModel(DraftHead):
+    """What transformers must know of a head: its config, what cannot be split."""
 
     config_class = Eagle3Config
-    base_model_prefix = ""
-    supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["Eagle3DecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_attention_backend = True
 
 
 class Eagle3DraftModel(Eagle3PreTrainedModel):
@@ -180,9 +166,6 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.register_buffer("d2t", torch.zeros(sizes.draft_vocab_size, dtype=torch.long))
         self.register_buffer("t2d", torch.arange(config.vocab_size) < sizes.draft_vocab_size)
-        # A model without GenerationMixin gets none from transformers, and with it custom fields are lost on reload.
-        self.generation_config = GenerationConfig(**dict.fromkeys(TREE_KNOBS))
-        self.gradient_checkpointing = False
         self.post_init()
 
     # ------------------------------------------------------------------ forward
@@ -225,154 +208,20 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         Raises:
             ValueError: if neither ids with own embeddings nor `inputs_embeds` are given, or both are.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Got both or neither of `input_ids` and `inputs_embeds`; a head needs exactly one.")
-        embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
-        embeds = embeds.to(hidden_states.dtype)
-        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(seen, seen + hidden_states.shape[1], device=hidden_states.device)[None]
-        masked = create_causal_mask if self.config.sliding_window is None else create_sliding_window_causal_mask
-        mask = masked(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        embeds = self.embedded(input_ids, inputs_embeds).to(hidden_states.dtype)
+        around = self.surroundings(hidden_states, position_ids, attention_mask, past_key_values, use_cache)
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                inputs_embeds=embeds,
-                position_embeddings=position_embeddings,
-                attention_mask=mask,
-                past_key_values=past_key_values,
-            )
+            hidden_states = layer(hidden_states, inputs_embeds=embeds, **around)
         fed_back = self.fed_back(hidden_states)
         scored = fed_back[:, -logits_to_keep:]
         return Eagle3Output(
             logits=self.lm_head(scored if self.config.norm_output else self.norm(scored)),
             last_hidden_state=fed_back,
-            past_key_values=past_key_values if use_cache else None,
+            past_key_values=around["past_key_values"] if self.caches(use_cache) else None,
         )
-
-    # ------------------------------------------------------------------ vocabularies and embeddings
-
-    def set_draft_vocabulary(self, target_ids: torch.Tensor) -> None:
-        """Let draft id `i` mean target id `target_ids[i]` (int64 `[draft_vocab]`, strictly ascending).
-
-        Raises:
-            ValueError: if the ids are not `draft_vocab_size` ascending ids of the target's vocabulary.
-        """
-        ids = target_ids.to(device=self.d2t.device, dtype=torch.long)
-        checkpoint.check_draft_vocabulary(ids, self.config)
-        self.d2t.copy_(ids - torch.arange(len(ids), device=ids.device))
-        self.t2d.zero_()
-        self.t2d[ids] = True
-
-    def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
-        """Target ids of draft ids, any shape, int64: `d2t` holds the OFFSET between the two (official `cnets.py`)."""
-        return draft_ids + self.d2t[draft_ids]
-
-    def input_embeddings_for(self, target: PreTrainedModel) -> Any:
-        """The embeddings to draft with: the head's own if its checkpoint brought any, else the target's module.
-
-        Raises:
-            ValueError: if the target's embeddings do not have the head's width.
-        """
-        if self.embed_tokens is not None:
-            return self.embed_tokens
-        embeddings: Any = target.get_input_embeddings()
-        width = embeddings.weight.shape[-1]
-        if width != self.config.hidden_size:
-            raise ValueError(
-                f"The head is {self.config.hidden_size} wide and brings no embeddings, but the target's are {width} "
-                "wide; use the target this head was trained for."
-            )
-        return embeddings
-
-    def get_input_embeddings(self) -> Any:
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module | None) -> None:
-        self.embed_tokens = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def _embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
-        if self.embed_tokens is None:
-            raise ValueError(
-                "Got `input_ids`, but this head has no embeddings of its own; pass `inputs_embeds` made with "
-                "`head.input_embeddings_for(target)`."
-            )
-        return self.embed_tokens(input_ids)
 
-    # ------------------------------------------------------------------ files
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
-    ) -> Eagle3DraftModel:
-        """Load a head saved by us or released in the EAGLE-3 layout, from a folder or the Hub; no conversion needed.
-
-        Takes what `PreTrainedModel.from_pretrained` takes, and any field of [`Eagle3Config`], which then wins
-        (`target_boundaries=[...]` where a released config leaves them open). The structure is read from the tensors
-        first, the config second; every tensor is checked.
-
-        Raises:
-            OSError: if there is no such repository or file, or a file cannot be read.
-            ValueError: if a tensor is missing, unexpected, misshapen or not finite, or the layout is not known.
-        """
-        found = checkpoint.read_checkpoint(pretrained_model_name_or_path, kwargs)
-        logger.info(found.described())
-        return cls._from_checkpoint(found, *model_args, **kwargs)
-
-    @classmethod
-    def _from_checkpoint(cls, found: checkpoint.Checkpoint, *model_args: Any, **kwargs: Any) -> Any:
-        tensors = dict(found.tensors)
-        checkpoint.check_tensors(tensors, _expected_shapes(found.config), source=found.source)
-        if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", found.dtype)
-        loaded = super().from_pretrained(None, *model_args, config=found.config, state_dict=tensors, **kwargs)
-        head, info = loaded if isinstance(loaded, tuple) else (loaded, None)
-        if found.generation_config is not None:
-            head.generation_config = found.generation_config
-            for name in TREE_KNOBS:
-                if not hasattr(head.generation_config, name):
-                    setattr(head.generation_config, name, None)
-        head.config.name_or_path = head.name_or_path = found.source
-        return head if info is None else (head, info)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save config, generation config and safetensors. Embeddings borrowed from a target are never among them."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        self.generation_config.save_pretrained(save_directory)
-
-
-def _expected_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
-    """Canonical tensor names of a head of this config, with their shapes."""
-    with torch.device("meta"):
-        head = Eagle3DraftModel(config)
-    return {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-
-
-def load_head(id_or_path: str | os.PathLike, **kwargs: Any) -> Eagle3DraftModel:
-    """Load a draft head of any layout that is known here, in evaluation mode, from a folder or the Hub.
-
-    Which layout and conventions were taken is logged by the logger "hf_eagle3" at level INFO.
-
-    Args:
-        kwargs: what [`Eagle3DraftModel.from_pretrained`] takes; the checkpoint's own dtype if none is given.
-
-    Raises:
-        OSError, ValueError: as [`Eagle3DraftModel.from_pretrained`] does; heads of other kinds are refused by name.
-    """
-    return Eagle3DraftModel.from_pretrained(id_or_path, **kwargs).eval()
-
-
-__all__ = ["TREE_KNOBS", "Eagle3DraftModel", "Eagle3Output", "Eagle3PreTrainedModel", "load_head"]
+__all__ = ["TREE_KNOBS", "Eagle3DraftModel", "Eagle3Output", "Eagle3PreTrainedModel"]

@@ -12,9 +12,12 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from .drafters.base import TreeDrafter
+from .drafters.eagle import EagleCandidateGenerator
 from .drafters.eagle3 import Eagle3CandidateGenerator
-from .modeling_eagle3 import TREE_KNOBS, Eagle3DraftModel
+from .modeling_eagle import EagleDraftModel
+from .modeling_eagle3 import Eagle3DraftModel
 from .probe import check_target
+from .static_tree import static_tree
 from .tree import TreeShape
 
 # Where neither the call nor the head says otherwise. A GPU verifies sixty nodes for about the price of one (the
@@ -22,7 +25,12 @@ from .tree import TreeShape
 DEFAULT_TREES = {"cpu": TreeShape(9, 3, 4), "default": TreeShape(59, 8, 10)}
 
 # From a head's class to what drafts with it: `(head, target, shape, state) -> TreeDrafter`.
-DRAFTERS: dict[type, Callable[..., TreeDrafter]] = {Eagle3DraftModel: Eagle3CandidateGenerator}
+DRAFTERS: dict[type, Callable[..., TreeDrafter]] = {
+    Eagle3DraftModel: Eagle3CandidateGenerator,
+    EagleDraftModel: EagleCandidateGenerator,
+}
+# The words for a dynamic tree's size; the other knob, `draft_tree`, names a static tree instead.
+SIZES = ("num_assistant_tokens", "tree_depth", "tree_top_k")
 
 
 def as_head(assistant: Any) -> Any:
@@ -74,16 +82,28 @@ def tree_shape(
 ) -> TreeShape:
     """The tree of a call: what `generate` was given, else `head.generation_config`, else the target's device decides.
 
-    Takes the knobs out of `given`.
+    Takes the knobs out of `given`. Of a size and `draft_tree` the nearer one counts; on a head, `draft_tree`.
+
+    Raises:
+        ValueError: if a call was given both, or a static tree that does not exist.
     """
+    keywords = {name: given.pop(name, None) for name in (*SIZES, "draft_tree")}
+    places = [
+        keywords,
+        *(vars(config) for config in (generation_config, head.generation_config) if config is not None),
+    ]
+    sizes = [name for name in SIZES if keywords[name] is not None]
+    if sizes and keywords["draft_tree"] is not None:
+        raise ValueError(f"Got `draft_tree` and {', '.join(sizes)}, but a static tree has its size; give one of them.")
+    for place in places:
+        if place.get("draft_tree") is not None:
+            return static_tree(place["draft_tree"])
+        if place is not places[-1] and any(place.get(name) is not None for name in SIZES):
+            break
     device = head.device if target.device.type == "meta" else target.device  # "meta": the target is offloaded
-    default = DEFAULT_TREES.get(device.type, DEFAULT_TREES["default"])
-    chosen = {}
-    for name in TREE_KNOBS:
-        keyword = given.pop(name, None)
-        places = (keyword, getattr(generation_config, name, None), getattr(head.generation_config, name, None))
-        chosen[name] = next((value for value in places if value is not None), getattr(default, name))
-    return TreeShape(**chosen)
+    default = vars(DEFAULT_TREES.get(device.type, DEFAULT_TREES["default"]))
+    named = [{name: value for name, value in place.items() if value is not None} for place in (*places, default)]
+    return TreeShape(**{name: next(place[name] for place in named if name in place) for name in SIZES})
 
 
 def check_call(target: Any, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ class TreeShape:
     tree_top_k: int
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name in ("num_assistant_tokens", "tree_depth", "tree_top_k"):
+            value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}, but a draft tree needs a whole number of at least 1.")
 
