@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_eagle3 import DraftTree, Eagle3DraftModel
+from hf_eagle3 import DraftTree, load_head
+from hf_eagle3.head import DraftHead
 
 FOLDER = Path(__file__).parent.parent / "golden"
-PAIRS = ("eagle3_llama", "eagle3_qwen3")
+PAIRS = ("eagle3_llama", "eagle3_qwen3", "eagle1_llama")
 # Below these gaps another float32 implementation may keep other nodes, or order them otherwise (golden/README.md).
 BOUNDARY_GAP = ORDER_GAP = 1e-5
 
@@ -25,12 +26,12 @@ def dump(name: str) -> dict[str, Any]:
 
 
 @functools.cache
-def pair(name: str) -> tuple[PreTrainedModel, Eagle3DraftModel]:
+def pair(name: str) -> tuple[PreTrainedModel, DraftHead]:
     """Target and head of a golden pair, both in float32 (heads are stored in float16)."""
-    target_name = "sampling_target" if name == "eagle3_sampling" else name.removeprefix("eagle3_") + "_target"
+    target_name = name.split("_", 1)[1] + "_target"
     target = AutoModelForCausalLM.from_pretrained(FOLDER / "models" / target_name, dtype=torch.float32)
-    head = Eagle3DraftModel.from_pretrained(FOLDER / "models" / f"{name}_head", dtype=torch.float32)
-    return target.eval(), head.eval()
+    head = load_head(FOLDER / "models" / f"{name}_head", dtype=torch.float32)
+    return target.eval(), head
 
 
 def paths(tokens: list[int], parents: list[int], scores: list[float]) -> dict[tuple[int, ...], float]:

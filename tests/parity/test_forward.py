@@ -8,6 +8,8 @@ from golden import FOLDER, PAIRS, pair
 from safetensors.torch import load_file
 from transformers.cache_utils import DynamicCache
 
+from hf_eagle3 import EagleDraftModel
+
 DEPTH = 5
 
 
@@ -23,12 +25,13 @@ def test_forward_equals_the_official_one(name: str) -> None:
     boundaries = head.config.boundaries_for(target.config.num_hidden_layers)
     hidden = target(golden["input_ids"], output_hidden_states=boundaries).hidden_states
     features = torch.cat([hidden[boundary] for boundary in boundaries], dim=-1)
-    close(features, golden["aux_concat"])
+    close(features, golden["aux_concat" if "aux_concat" in golden else "target_last_hidden_postnorm"])
 
     fused = head.fuse(features)
-    close(fused, golden["draft_prefill_fc_out"])
+    close(fused, golden["draft_prefill_fc_out" if "draft_prefill_fc_out" in golden else "draft_prefill_in_hidden"])
     embed, cache = head.input_embeddings_for(target), DynamicCache()
-    out = head(fused, inputs_embeds=embed(golden["draft_prefill_in_ids"]), past_key_values=cache)
+    borrowed = {"lm_head": head.output_embeddings_for(target)} if isinstance(head, EagleDraftModel) else {}
+    out = head(fused, inputs_embeds=embed(golden["draft_prefill_in_ids"]), past_key_values=cache, **borrowed)
     close(out.last_hidden_state, golden["draft_prefill_out_hidden"])
     close(out.logits, golden["draft_prefill_logits"])
     close(cache.layers[0].keys, golden["draft_prefill_k"])
@@ -46,6 +49,7 @@ def test_forward_equals_the_official_one(name: str) -> None:
             position_ids=given["position_ids"][None],
             attention_mask=mask,
             past_key_values=cache,
+            **borrowed,
         )
         close(out.last_hidden_state, golden[f"draft_level{level}_out_hidden"])
         close(out.logits, golden[f"draft_level{level}_logits"])

@@ -10,28 +10,26 @@ from golden import BOUNDARY_GAP, ORDER_GAP, PAIRS, dump, golden_paths, pair, tre
 
 from hf_eagle3 import DraftTree, TreeShape
 from hf_eagle3 import generation as doors
-from hf_eagle3.drafters.eagle3 import Eagle3CandidateGenerator
-from hf_eagle3.modeling_eagle3 import Eagle3DraftModel
 
 SHAPE = TreeShape(num_assistant_tokens=59, tree_depth=6, tree_top_k=10)  # total_token=60, depth=5, top_k=10
 RUNS = [(name, number) for name in PAIRS for number in range(9)]
 
 
-class Recorder(Eagle3CandidateGenerator):
-    """The drafter itself, that remembers its trees."""
+def recording(drafter: type, trees: list[DraftTree]) -> type:
+    """The drafter itself, whose trees go into a list."""
 
-    trees: list[DraftTree]
+    class Recorder(drafter):  # type: ignore[misc]  # any drafter's class
+        def draft(self, *args: Any, **kwargs: Any) -> DraftTree:
+            trees.append(super().draft(*args, **kwargs))
+            return trees[-1]
 
-    def draft(self, *args: Any, **kwargs: Any) -> DraftTree:
-        tree = super().draft(*args, **kwargs)
-        type(self).trees.append(tree)
-        return tree
+    return Recorder
 
 
 def run(name: str, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[DraftTree]]:
     target, head = pair(name)
-    Recorder.trees = []
-    monkeypatch.setitem(doors.DRAFTERS, Eagle3DraftModel, Recorder)
+    trees: list[DraftTree] = []
+    monkeypatch.setitem(doors.DRAFTERS, type(head), recording(doors.DRAFTERS[type(head)], trees))
     out = target.generate(
         torch.tensor([golden["prompt_ids"]]),
         assistant_model=head,
@@ -41,7 +39,7 @@ def run(name: str, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> t
         return_dict_in_generate=True,
         **vars(SHAPE),
     )
-    return out, Recorder.trees
+    return out, trees
 
 
 def assert_same_tree(tree: DraftTree, step: dict[str, Any]) -> None:
