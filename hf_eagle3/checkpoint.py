@@ -96,9 +96,7 @@ def _overridden(config: HeadConfig, fields: dict[str, Any]) -> HeadConfig:
     """The config with fields that the caller chose."""
     strangers = sorted(fields.keys() - FIELDS[type(config)])
     if strangers:
-        raise ValueError(
-            f"Got {', '.join(strangers)}, but a {type(config).__name__} has no such fields; leave them out."
-        )
+        raise ValueError(f"Got {', '.join(strangers)}, which {type(config).__name__} does not have; leave it out.")
     if "rope_theta" in fields:  # a released config's word for what now is part of `rope_parameters`
         theta = fields.pop("rope_theta")
         fields["rope_parameters"] = {**(config.rope_parameters or {}), "rope_theta": theta}

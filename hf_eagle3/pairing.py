@@ -82,28 +82,29 @@ def tree_shape(
 ) -> TreeShape:
     """The tree of a call: what `generate` was given, else `head.generation_config`, else the target's device decides.
 
-    Takes the knobs out of `given`. Of a size and `draft_tree` the nearer one counts; on a head, `draft_tree`.
+    Takes the knobs out of `given`. Of sizes and `draft_tree` those count that were set nearer to the call; where both
+    were, on a config, `draft_tree`.
 
     Raises:
         ValueError: if a call was given both, or a static tree that does not exist.
     """
     keywords = {name: given.pop(name, None) for name in (*SIZES, "draft_tree")}
-    places = [
-        keywords,
-        *(vars(config) for config in (generation_config, head.generation_config) if config is not None),
-    ]
     sizes = [name for name in SIZES if keywords[name] is not None]
     if sizes and keywords["draft_tree"] is not None:
         raise ValueError(f"Got `draft_tree` and {', '.join(sizes)}, but a static tree has its size; give one of them.")
+    places = [keywords, _set(generation_config), _set(head.generation_config)]
     for place in places:
         if place.get("draft_tree") is not None:
             return static_tree(place["draft_tree"])
-        if place is not places[-1] and any(place.get(name) is not None for name in SIZES):
+        if any(place.get(name) is not None for name in SIZES):
             break
     device = head.device if target.device.type == "meta" else target.device  # "meta": the target is offloaded
-    default = vars(DEFAULT_TREES.get(device.type, DEFAULT_TREES["default"]))
-    named = [{name: value for name, value in place.items() if value is not None} for place in (*places, default)]
-    return TreeShape(**{name: next(place[name] for place in named if name in place) for name in SIZES})
+    places.append(vars(DEFAULT_TREES.get(device.type, DEFAULT_TREES["default"])))
+    return TreeShape(**{name: next(p[name] for p in places if p.get(name) is not None) for name in SIZES})
+
+
+def _set(generation_config: GenerationConfig | None) -> dict[str, Any]:
+    return {} if generation_config is None else vars(generation_config)
 
 
 def check_call(target: Any, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:

@@ -79,6 +79,15 @@ class FeatureDrafter(TreeDrafter):
 
     def _consume(self, pending: torch.Tensor, ids: torch.Tensor, offset: int) -> Children:
         """Run the head over the pending features, each paired with the token that follows it; keep the entries."""
+        hidden, embeds, positions = self._rows(pending, ids, offset)
+        out = self.run(hidden, inputs_embeds=embeds, position_ids=positions, logits_to_keep=1)
+        return Children(*self._best_children(out.logits), out.last_hidden_state[:, -1:])
+
+    def _rows(
+        self, pending: torch.Tensor, ids: torch.Tensor, offset: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the head reads of the pending features: fused features and embeddings `[batch, rows, hidden]`, position
+        ids `[1, rows]`. They are no longer pending then."""
         state = self.state
         start = state.end - pending.shape[1]
         known = max(start, offset - 1)  # the first position whose next token is among the ids
@@ -86,10 +95,7 @@ class FeatureDrafter(TreeDrafter):
         tokens = ids[:, known + 1 - offset : state.end + 1 - offset]
         positions = torch.arange(known, state.end, device=ids.device)[None]
         state.pending = None
-        out = self.run(
-            self.head.fuse(features), inputs_embeds=self._embed(tokens), position_ids=positions, logits_to_keep=1
-        )
-        return self._children(out.logits, out.last_hidden_state[:, -1:])
+        return self.head.fuse(features), self._embed(tokens), positions
 
     def _expand(self, level: Level) -> Children:
         """One draft forward over a level."""
@@ -101,17 +107,17 @@ class FeatureDrafter(TreeDrafter):
             position_ids=torch.full_like(level.tokens, position),
             attention_mask=self._mask(level.visible, level.widths),
         )
-        return self._children(out.logits, out.last_hidden_state)
+        return Children(*self._best_children(out.logits), out.last_hidden_state)
 
     # ------------------------------------------------------------------ small parts
 
-    def _children(self, logits: torch.Tensor, hidden: torch.Tensor) -> Children:
-        """The likeliest draft tokens, at temperature 1."""
+    def _best_children(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Target ids and log-probabilities `[batch, rows, top_k]` of the likeliest draft tokens, at temperature 1."""
         logits = logits.float()
         best, draft_ids = logits.topk(min(self.shape.tree_top_k, logits.shape[-1]), dim=-1)
         scores = best - logits.logsumexp(-1, keepdim=True)
         # A head that overflows in half precision gives NaN, which sorts above everything, a child above its parent.
-        return Children(self.head.to_target_ids(draft_ids), scores.nan_to_num(nan=float("-inf")), hidden)
+        return self.head.to_target_ids(draft_ids), scores.nan_to_num(nan=float("-inf"))
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings on the head's device. An offloaded embedding's weight is on `meta`: its hook moves the ids."""

@@ -240,10 +240,10 @@ def load_pair(
     Raises:
         ValueError: a target of the user's own is to draft, and no head was named for it; or `device` cannot be used.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from hf_eagle3 import embedded
+    from hf_eagle3 import embedded, load_head
 
     own_target = target not in (None, embedded.TARGET_ID)
     if own_target and drafting and head is None:
@@ -261,8 +261,7 @@ def load_pair(
         return model, tokenizer, None
     if head is None:
         return model, tokenizer, embedded.load_head(model.dtype, place)
-    loaded: Any = AutoModel.from_pretrained(head, dtype=model.dtype)
-    return model, tokenizer, loaded.to(place).eval()
+    return model, tokenizer, load_head(head, dtype=model.dtype).to(place)
 
 
 def _place(device: str | None) -> str:

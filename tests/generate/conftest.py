@@ -44,5 +44,11 @@ def golden_target() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
+def golden_eagle1_head() -> hf_eagle3.EagleDraftModel:
+    """An EAGLE-1 head of the same target."""
+    return hf_eagle3.load_head(GOLDEN / "eagle1_llama_head", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
 def golden_head() -> hf_eagle3.Eagle3DraftModel:
     return hf_eagle3.Eagle3DraftModel.from_pretrained(GOLDEN / "eagle3_llama_head", dtype=torch.float32).eval()

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.oracle import OracleHead, oracle
+from helpers.oracle import oracle
 from helpers.targets import prompt, tiny_target
 from scipy.stats import chisquare
 from transformers import LogitsProcessor, PreTrainedModel
 
+from hf_eagle3 import EagleConfig, EagleDraftModel
+from hf_eagle3.head import TREE_KNOBS
+
+STATIC = {"draft_tree": "mc_sim_7b_63"}
 WORDS, TOKENS, SAMPLES = 6, 3, 1500
 LEAST_P = 1e-4
 
@@ -59,9 +63,9 @@ def p_value(counts: Counter, joint: dict[tuple[int, ...], float]) -> float:
     return float(chisquare(observed, [scale * value for value in expected]).pvalue)
 
 
-def check(target: PreTrainedModel, head: OracleHead, options: dict[str, Any], samples: int = SAMPLES) -> None:
+def check(target: PreTrainedModel, head: PreTrainedModel, options: dict[str, Any], samples: int = SAMPLES) -> None:
     ids = prompt(4, vocabulary=WORDS)
-    joint = exact_joint(target, ids, options)
+    joint = exact_joint(target, ids, {name: value for name, value in options.items() if name not in TREE_KNOBS})
     counts: Counter = Counter()
     lengths: list[int] = []
     torch.manual_seed(0)
@@ -113,6 +117,14 @@ def test_joint_distribution_when_the_draft_is_the_likeliest_text(small) -> None:
         text = torch.cat((prompt(4, vocabulary=WORDS), torch.tensor([[first]])), dim=1)
         head.learn(small.generate(text, attention_mask=torch.ones_like(text), max_new_tokens=8))
     check(small, head, {"temperature": 1.0})
+
+
+@pytest.mark.parametrize("knobs", [{"num_assistant_tokens": 9, "tree_depth": 3, "tree_top_k": 3}, STATIC], ids=str)
+def test_joint_distribution_with_a_head_of_eagle1(small, knobs: dict[str, Any]) -> None:
+    """Its drafts are settled by the text alone in both of its trees, so the same rule keeps the distribution."""
+    torch.manual_seed(5)
+    head = EagleDraftModel(EagleConfig.from_target(small.config, initializer_range=0.5)).eval()
+    check(small, head, {"temperature": 1.1, "top_p": 0.95, **knobs}, samples=400)
 
 
 # ---------------------------------------------------------------------- seeds
