@@ -10,7 +10,7 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ def drafting_with(
     num_assistant_tokens: int | None = None,
     tree_depth: int | None = None,
     tree_top_k: int | None = None,
-    draft_tree: Any = None,
+    draft_tree: str | Sequence[Sequence[int]] | None = None,
 ) -> Callable[..., Any]:
     """The other door: a callable for `model.generate(..., custom_generate=drafting_with(head))`.
 

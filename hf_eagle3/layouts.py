@@ -106,10 +106,8 @@ def _with_layer_config(fields: Fields) -> Fields:
 
 def _with_wrapped_model(fields: Fields) -> Fields:
     """vLLM's wrapper nests the draft's config under `model`; its own fields may be on either level."""
-    return {
-        **fields["model"],
-        **{name: value for name, value in fields.items() if name not in ("model", "model_type")},
-    }
+    own = {name: value for name, value in fields.items() if name not in ("model", "model_type")}
+    return {**fields["model"], **{name: value for name, value in own.items() if value is not None}}
 
 
 _MIDLAYER = ((r"^midlayer\.(?=\d)", "layers."), (r"^midlayer\.", "layers.0."))

@@ -42,15 +42,15 @@ def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -
     if layout.name == NATIVE:
         return EagleConfig.from_dict(dict(fields))
     fields = layout.flatten(fields)
-    vocabulary = target_vocabulary(fields, tensors)
-    for name, value in (("vocab_size", vocabulary), ("num_attention_heads", fields.get("num_attention_heads"))):
-        if value is None:
-            raise ValueError(f"{source} has no `{name}` in its config, which its tensors do not tell; add it.")
+    vocabulary, heads = target_vocabulary(fields, tensors), fields.get("num_attention_heads")
+    if vocabulary is None or heads is None:
+        name = "num_attention_heads" if heads is None else "vocab_size"
+        raise ValueError(f"{source} has no `{name}` in its config, which its tensors do not tell; add it.")
     missing = [name for name in NEEDED if name not in tensors]
     if missing:
         raise lacks(missing, source)
     refuse_other_forwards(fields, CHANGES_THE_FORWARD, source)
-    _map_reduced_vocabulary(fields, tensors, source)
+    _map_reduced_vocabulary(fields, tensors, vocabulary, source)
     shared = {name: fields[name] for name in SHARED_FIELDS if fields.get(name) is not None}
     if "max_sequence_length" in fields:  # Vicuna-33B's word
         shared.setdefault("max_position_embeddings", fields["max_sequence_length"])
@@ -64,21 +64,24 @@ def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -
         "own_embeddings": "embed_tokens.weight" in tensors,
         "own_lm_head": "lm_head.weight" in tensors,
     }
-    layers = geometry(tensors, shared["num_attention_heads"])
-    return EagleConfig(**{**shared, **rope_of(fields, source), **layers, **own})
+    return EagleConfig(**{**shared, **rope_of(fields, source), **geometry(tensors, heads), **own})
 
 
-def _map_reduced_vocabulary(fields: Fields, tensors: Tensors, source: str) -> None:
+def _map_reduced_vocabulary(fields: Fields, tensors: Tensors, vocabulary: int, source: str) -> None:
     """vLLM's `token_map`, the target ids of the draft vocabulary, as our ascending offsets `d2t`; the rows of the
     output embeddings go along with them."""
     ids, size = tensors.pop("token_map", None), fields.get("truncated_vocab_size")
-    if size is None or size >= fields["vocab_size"]:
+    if size is None or size >= vocabulary:
         return  # as vLLM has it: the map counts only where the config says so
     weight = tensors.get("lm_head.weight")
     if ids is None or weight is None:
-        raise lacks(
-            [name for name, found in (("token_map", ids), ("lm_head.weight", weight)) if found is None], source
+        absent = [name for name, found in (("token_map", ids), ("lm_head.weight", weight)) if found is None]
+        raise lacks(absent, source)
+    if ids.shape != (size,) or len(weight) not in (size, vocabulary) or int(ids.min()) < 0 or ids.max() >= vocabulary:
+        raise ValueError(
+            f"{source}: `token_map` is {list(ids.shape)} with ids up to {int(ids.max())} and `lm_head.weight` has "
+            f"{len(weight)} rows, but the config keeps {size} of {vocabulary} tokens; they do not belong together."
         )
     ascending, order = ids.long().sort()
-    tensors["lm_head.weight"] = weight[order if len(weight) == len(ids) else ascending]
-    tensors["d2t"] = ascending - torch.arange(len(ids))
+    tensors["lm_head.weight"] = weight[order if len(weight) == size else ascending]
+    tensors["d2t"] = ascending - torch.arange(size)

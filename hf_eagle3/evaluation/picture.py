@@ -30,7 +30,7 @@ def observe(
     head: PreTrainedModel,
     question: str,
     max_new_tokens: int,
-    knobs: Mapping[str, int],
+    knobs: Mapping[str, Any],
 ) -> list[Round]:
     """Every round of a greedy answer whose tokens were all emitted."""
     inputs = encode_chat(tokenizer, question, model.device)

@@ -277,7 +277,7 @@ def wrapped(tmp_path: Path, **fields: Any) -> tuple[Path, dict[str, torch.Tensor
 @pytest.mark.parametrize("whole", [True, False], ids=["lm_head of all tokens", "lm_head of the kept ones"])
 def test_a_truncated_vocabulary(whole: bool, tmp_path: Path) -> None:
     """`token_map` may be in any order; our map ascends, so the output embeddings are put in its order."""
-    folder, tensors = wrapped(tmp_path, truncated_vocab_size=5, vocab_size=64)
+    folder, tensors = wrapped(tmp_path, truncated_vocab_size=5, architectures=None)
     ids, weight = torch.tensor([40, 3, 17, 63, 0]), tensors["lm_head.weight"]
     rows = weight if whole else weight[ids]
     save_file(tensors | {"token_map": ids, "lm_head.weight": rows}, folder / "model.safetensors")
@@ -287,6 +287,14 @@ def test_a_truncated_vocabulary(whole: bool, tmp_path: Path) -> None:
     assert torch.equal(head.lm_head.weight, weight[kept])
     head.save_pretrained(tmp_path / "ours")
     assert torch.equal(hf_eagle3.load_head(tmp_path / "ours").to_target_ids(torch.arange(5)), kept)
+
+
+@pytest.mark.parametrize("ids", [[40, 3, 17, 64, 0], [40, 3, 17, 63], [40, 3, 3, 63, 0]], ids=str)
+def test_a_token_map_that_does_not_fit(ids: list[int], tmp_path: Path) -> None:
+    folder, tensors = wrapped(tmp_path, truncated_vocab_size=5)
+    save_file(tensors | {"token_map": torch.tensor(ids)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"`token_map` is|the ids must ascend"):
+        hf_eagle3.load_head(folder)
 
 
 def test_prefixes_of_the_wrapper_are_taken_off(tmp_path: Path) -> None:
