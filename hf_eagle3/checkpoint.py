@@ -38,7 +38,10 @@ class Checkpoint:
         config = self.config
         boundaries = config.target_boundaries or "the target's default"
         said = ["the target's last hidden state" if config.reads_last_hidden_state else f"boundaries {boundaries}"]
-        said += [name for name in (*KNOWN_FLAGS, "qk_norm", "qkv_bias", "own_embeddings") if getattr(config, name)]
+        flags = (*KNOWN_FLAGS, "qk_norm", "qkv_bias", "own_embeddings", "parallel_drafting")
+        said += [name for name in flags if getattr(config, name)]
+        said += [f"mask token {config.mask_token_id}"] if config.parallel_drafting else []
+        said += [f"attention over a latent of {config.kv_lora_rank}"] if config.kv_lora_rank is not None else []
         said += [f"window {config.sliding_window}"] if config.sliding_window else []
         rope: Any = config.rope_parameters or {}
         said.append(f"rope {rope.get('rope_type')} of base {rope.get('rope_theta')}")
@@ -75,6 +78,8 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
     config = given if isinstance(given, Eagle3Config) else config_from(fields, tensors, layout, str(source))
     if "rope_theta" in overrides:  # a released config's word for what now is part of `rope_parameters`
         overrides["rope_parameters"] = {**(config.rope_parameters or {}), "rope_theta": overrides.pop("rope_theta")}
+    if "target_boundaries" in overrides:
+        overrides.setdefault("boundaries_from_outputs", False)
     if overrides:
         config = Eagle3Config.from_dict({**config.to_dict(), **overrides})
     _fill_vocabulary_maps(tensors, config, str(source))

@@ -6,13 +6,16 @@ Structure is read from the tensors first and the config second, because released
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .configuration_eagle3 import Eagle3Config
 from .head_files import Tensors
+
+logger = logging.getLogger(__name__)
 
 # Fields of a Llama-like config that mean the same in a head's.
 SHARED_FIELDS = (
@@ -38,6 +41,11 @@ CHANGES_THE_FORWARD: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("parallel_draft_step", lambda value: (value or 1) > 1),
     ("partial_rotary_factor", lambda value: value not in (None, 1.0)),
 )
+# What a token not drafted yet is called: by speculators, and by heads made for vLLM (arXiv:2602.01469's authors).
+MASK_TOKEN_FIELDS = ("mask_token_id", "pard_token", "ptd_token_id")
+# Ids that engines read differently. ModelOpt's default writes the layers whose outputs it captures, which these are
+# for a target of 36 layers; SGLang takes them for boundaries (trap 2, sglang#32334).
+CONTESTED_IDS = ([1, 17, 32],)
 KNOWN_ROPE = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 Fields = Mapping[str, Any]  # of a config.json
@@ -119,16 +127,23 @@ LAYOUTS = (
         refused="holds Medusa heads, which guess without reading the tokens in between",
     ),
     Layout(
-        "p-eagle",
-        lambda fields: _named("PEagleDraftModel")(fields) or _speculators("peagle")(fields),
-        refused="is a P-EAGLE head, which drafts in parallel; that is not supported yet",
+        "speculators",
+        _speculators("eagle3", "peagle"),
+        flatten=_with_layer_config,
+        ids_are_boundaries=True,
     ),
+    Layout("p-eagle", _named("PEagleDraftModel", "PeagleLlamaForCausalLM"), flatten=_with_eagle_config),
     Layout(
-        "mla",
-        _named("Eagle3DeepseekV2ForCausalLM"),
-        refused="is a head with latent attention (MLA), which is not supported",
+        "eagle3-latent",
+        _named(
+            "Eagle3DeepseekV2ForCausalLM",
+            "Eagle3DeepseekV3ForCausalLM",
+            "Eagle3DeepSeekV3ForCausalLM",
+            "DeepseekV3ForCausalLMEagle3",
+        ),
+        flatten=_with_eagle_config,
+        rename=_MIDLAYER,
     ),
-    Layout("speculators", _speculators("eagle3"), flatten=_with_layer_config, ids_are_boundaries=True),
     Layout(
         "speculators-eagle1",
         _speculators("eagle"),
@@ -163,16 +178,13 @@ def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -
     if last_state:
         tensors.pop("fc.weight", None)  # some exports keep one that nothing uses
     fused = () if last_state else ("fc.weight",)
-    for name in (*fused, "lm_head.weight", "layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"):
-        if name not in tensors:
-            raise lacks([name], source)
+    _need((*fused, "lm_head.weight", "layers.0.mlp.gate_proj.weight"), tensors, source)
     _refuse_other_forwards(fields, source)
     shared = {name: fields[name] for name in SHARED_FIELDS if fields.get(name) is not None}
     shared |= {name: fields[name] for name in KNOWN_FLAGS if fields.get(name) is not None}
-    shared |= _rope(fields, source) | _boundaries(fields, tensors, layout, source)
+    shared |= _rope(fields, source) | _boundaries(fields, tensors, layout, source) | _masked_slots(fields, tensors)
+    shared |= _attention(tensors, shared["num_attention_heads"], source)
     draft_vocabulary, hidden = tensors["lm_head.weight"].shape
-    head_dim = tensors["layers.0.self_attn.q_proj.weight"].shape[0] // shared["num_attention_heads"]
-    keys = tensors.get("layers.0.self_attn.k_proj.weight")
     return Eagle3Config(
         **{
             **shared,
@@ -181,11 +193,6 @@ def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -
             "hidden_size": hidden,
             "intermediate_size": tensors["layers.0.mlp.gate_proj.weight"].shape[0],
             "num_hidden_layers": 1 + max((int(m[1]) for m in map(_LAYER.match, tensors) if m), default=0),
-            "head_dim": head_dim,
-            "num_key_value_heads": None if keys is None else keys.shape[0] // head_dim,
-            "attention_bias": "layers.0.self_attn.o_proj.bias" in tensors,
-            "qkv_bias": "layers.0.self_attn.q_proj.bias" in tensors,
-            "qk_norm": "layers.0.self_attn.q_norm.weight" in tensors,
             "mlp_bias": "layers.0.mlp.gate_proj.bias" in tensors,
             "reads_last_hidden_state": last_state,
             "norm_before_fc": bool(fields.get("norm_before_fc")) or "input_norm.weight" in tensors,
@@ -206,6 +213,42 @@ def _refuse_other_forwards(fields: Fields, source: str) -> None:
         )
 
 
+def _attention(tensors: Tensors, heads: int, source: str) -> dict[str, Any]:
+    """What the first layer's projections tell of its attention."""
+    layer = "layers.0.self_attn."
+    found = {"attention_bias": f"{layer}o_proj.bias" in tensors}
+    if any(name.startswith(f"{layer}kv_") for name in tensors):
+        names = ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj")
+        _need([f"{layer}{name}.weight" for name in names], tensors, source)
+        down, norm, up, out = (tensors[f"{layer}{name}.weight"].shape for name in names)
+        queries = tensors.get(f"{layer}q_a_proj.weight")
+        return found | {
+            "q_lora_rank": None if queries is None else queries.shape[0],
+            "kv_lora_rank": norm[0],
+            "qk_rope_head_dim": down[0] - norm[0],
+            "qk_nope_head_dim": up[0] // heads - out[1] // heads,
+            "v_head_dim": out[1] // heads,
+        }
+    _need([f"{layer}q_proj.weight"], tensors, source)
+    head_dim = tensors[f"{layer}q_proj.weight"].shape[0] // heads
+    keys = tensors.get(f"{layer}k_proj.weight")
+    return found | {
+        "head_dim": head_dim,
+        "num_key_value_heads": None if keys is None else keys.shape[0] // head_dim,
+        "qkv_bias": f"{layer}q_proj.bias" in tensors,
+        "qk_norm": f"{layer}q_norm.weight" in tensors,
+    }
+
+
+def _masked_slots(fields: Fields, tensors: Tensors) -> dict[str, Any]:
+    """Whether the head drafts in parallel, and which token stands for one not drafted yet."""
+    if "mask_hidden" not in tensors:
+        return {}
+    tensors["mask_hidden"] = tensors["mask_hidden"].reshape(1, 1, -1)  # NeMo writes two dimensions, others three
+    named = [fields[name] for name in MASK_TOKEN_FIELDS if fields.get(name) is not None]
+    return {"parallel_drafting": True, "mask_token_id": next(iter(named), None)}
+
+
 def _boundaries(fields: Fields, tensors: Tensors, layout: Layout, source: str) -> dict[str, Any]:
     """Which states of the target the head reads, and how wide they are; ids are sorted first (trap 3)."""
     if "fc.weight" not in tensors:
@@ -219,7 +262,16 @@ def _boundaries(fields: Fields, tensors: Tensors, layout: Layout, source: str) -
         )
     ids = sorted(fields.get("eagle_aux_hidden_state_layer_ids") or [])
     outputs = bool(ids) and ids[0] == 1 and not layout.ids_are_boundaries
+    if outputs and ids in CONTESTED_IDS:
+        logger.warning(
+            "%s names the layers %s, which are taken for layers whose outputs it reads, as its exporter writes them; "
+            "SGLang takes them for boundaries: if few drafts are accepted, load it with `target_boundaries=%s`.",
+            source,
+            ids,
+            ids,
+        )
     return {
+        "boundaries_from_outputs": outputs,
         "target_hidden_size": width,
         "target_boundaries": [layer + outputs for layer in ids] or None,
         "num_target_boundaries": fused // width,
@@ -267,6 +319,12 @@ def _target_vocabulary(fields: Mapping[str, Any], tensors: Tensors) -> int | Non
         if name in tensors and tensors[name].numel() > 0:
             return tensors[name].shape[0]
     return fields.get("vocab_size")
+
+
+def _need(names: Iterable[str], tensors: Tensors, source: str) -> None:
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise lacks(missing, source)
 
 
 def lacks(names: list[str], source: str) -> ValueError:

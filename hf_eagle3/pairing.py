@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from .drafters.base import TreeDrafter
-from .drafters.eagle3 import Eagle3CandidateGenerator
+from .drafters.parallel import eagle3_drafter
 from .modeling_eagle3 import TREE_KNOBS, Eagle3DraftModel
 from .probe import check_target
 from .tree import TreeShape
@@ -22,7 +22,7 @@ from .tree import TreeShape
 DEFAULT_TREES = {"cpu": TreeShape(9, 3, 4), "default": TreeShape(59, 8, 10)}
 
 # From a head's class to what drafts with it: `(head, target, shape, state) -> TreeDrafter`.
-DRAFTERS: dict[type, Callable[..., TreeDrafter]] = {Eagle3DraftModel: Eagle3CandidateGenerator}
+DRAFTERS: dict[type, Callable[..., TreeDrafter]] = {Eagle3DraftModel: eagle3_drafter}
 
 
 def as_head(assistant: Any) -> Any:

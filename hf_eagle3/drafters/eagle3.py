@@ -112,6 +112,21 @@ class Eagle3CandidateGenerator(TreeDrafter):
 
     def _consume(self, pending: torch.Tensor, ids: torch.Tensor, offset: int) -> Eagle3Output:
         """Run the head over the pending features, each paired with the token that follows it; keep the entries."""
+        hidden, embeds, positions = self._rows(pending, ids, offset)
+        return self.head(
+            hidden,
+            inputs_embeds=embeds,
+            position_ids=positions,
+            past_key_values=self.state.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+    def _rows(
+        self, pending: torch.Tensor, ids: torch.Tensor, offset: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the head reads of the pending features: fused features and embeddings `[batch, rows, hidden]`, position
+        ids `[1, rows]`. They are no longer pending then."""
         state = self.state
         start = state.end - pending.shape[1]
         known = max(start, offset - 1)  # the first position whose next token is among the ids
@@ -119,14 +134,7 @@ class Eagle3CandidateGenerator(TreeDrafter):
         tokens = ids[:, known + 1 - offset : state.end + 1 - offset]
         positions = torch.arange(known, state.end, device=ids.device)[None]
         state.pending = None
-        return self.head(
-            self.head.fuse(features),
-            inputs_embeds=self._embed(tokens),
-            position_ids=positions,
-            past_key_values=state.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        return self.head.fuse(features), self._embed(tokens), positions
 
     def _grow(self, root: torch.Tensor, first: Eagle3Output, depth: int) -> DraftTree:
         """Expand by cumulative log-probability, then keep the best nodes of all that were scored (`topK_genrate`)."""

@@ -46,7 +46,7 @@ class Sizes:
     kv_lora: int = 8
     nope: int = 6
     rope: int = 4
-    v: int = 6
+    v: int = 5
 
 
 @dataclass
