@@ -5,6 +5,7 @@ Knows nothing of modules.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +20,11 @@ from .configuration_eagle3 import Eagle3Config
 from .head_files import Tensors
 from .layouts import KNOWN_FLAGS, Layout, config_from, lacks, recognise
 
+logger = logging.getLogger(__name__)
+
+# Layer ids that engines read differently: ModelOpt writes the layers whose outputs it captures, and these are its
+# default for a target of 36 layers; SGLang takes them for boundaries (trap 2, sglang#32334).
+CONTESTED_IDS = ([1, 17, 32],)
 CONFIG_FIELDS = frozenset(Eagle3Config.__annotations__) | {"rope_theta"}
 
 
@@ -82,8 +88,23 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
         overrides.setdefault("boundaries_from_outputs", False)
     if overrides:
         config = Eagle3Config.from_dict({**config.to_dict(), **overrides})
+    _warn_of_contested_ids(config, str(source))
     _fill_vocabulary_maps(tensors, config, str(source))
     return Checkpoint(config, tensors, dtype, head_files.read_generation_config(source, hub), str(source), layout.name)
+
+
+def _warn_of_contested_ids(config: Any, source: str) -> None:
+    if not getattr(config, "boundaries_from_outputs", False):
+        return
+    ids = [boundary - 1 for boundary in config.target_boundaries]
+    if ids in CONTESTED_IDS:
+        logger.warning(
+            "%s names the layers %s, taken for those whose outputs it reads, as its exporter writes them, where SGLang "
+            "takes boundaries: if few drafts are accepted, load it with `target_boundaries=%s`.",
+            source,
+            ids,
+            ids,
+        )
 
 
 def _rename(tensors: Tensors, layout: Layout) -> Tensors:

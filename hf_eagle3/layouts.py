@@ -6,7 +6,6 @@ Structure is read from the tensors first and the config second, because released
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from typing import Any
 
 from .configuration_eagle3 import Eagle3Config
 from .head_files import Tensors
-
-logger = logging.getLogger(__name__)
 
 # Fields of a Llama-like config that mean the same in a head's.
 SHARED_FIELDS = (
@@ -43,9 +40,6 @@ CHANGES_THE_FORWARD: tuple[tuple[str, Callable[[Any], bool]], ...] = (
 )
 # What a token not drafted yet is called: by speculators, and by heads made for vLLM (arXiv:2602.01469's authors).
 MASK_TOKEN_FIELDS = ("mask_token_id", "pard_token", "ptd_token_id")
-# Ids that engines read differently. ModelOpt's default writes the layers whose outputs it captures, which these are
-# for a target of 36 layers; SGLang takes them for boundaries (trap 2, sglang#32334).
-CONTESTED_IDS = ([1, 17, 32],)
 KNOWN_ROPE = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 Fields = Mapping[str, Any]  # of a config.json
@@ -262,14 +256,6 @@ def _boundaries(fields: Fields, tensors: Tensors, layout: Layout, source: str) -
         )
     ids = sorted(fields.get("eagle_aux_hidden_state_layer_ids") or [])
     outputs = bool(ids) and ids[0] == 1 and not layout.ids_are_boundaries
-    if outputs and ids in CONTESTED_IDS:
-        logger.warning(
-            "%s names the layers %s, which are taken for layers whose outputs it reads, as its exporter writes them; "
-            "SGLang takes them for boundaries: if few drafts are accepted, load it with `target_boundaries=%s`.",
-            source,
-            ids,
-            ids,
-        )
     return {
         "boundaries_from_outputs": outputs,
         "target_hidden_size": width,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import torch
 from helpers.agreement import compare
 from helpers.oracle import OracleHead, oracle
 from helpers.targets import GOLDEN, VOCABULARY, prompt, tiny_target
+from test_every_target import LAYERS as SHRUNKEN
+from test_every_target import shrunken
 from test_threads import in_two_threads
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_eagle3 import Eagle3CandidateGenerator, Eagle3Config, Eagle3DraftModel, TreeShape
+from hf_eagle3.probe import check_target
 from hf_eagle3.states import LAST_HIDDEN_STATE, capturing
 
 LAYERS, NEW = 7, 24
@@ -136,6 +141,37 @@ def test_offloaded_targets(golden_target, tmp_path: Path, place: str) -> None:
     target = cpu_offload(target, execution_device=torch.device("cpu")) if place == "memory" else target
     assert torch.equal(states_at(target, ids, [8])[0], states_at(golden_target, ids, [8])[0])
     compare(target, oracle(target, boundaries=(8,)), {"max_new_tokens": 12, "eos_token_id": None}, input_ids=ids)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_every_family_that_holds_a_tree_gives_it_or_is_refused() -> None:
+    """Some norm of the target (all have gain 1 here) makes the last hidden state of it, or there is no final norm."""
+    given, refused, ids = [], [], torch.tensor([[5, 17, 9, 40]])
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        model = shrunken(model_type)
+        if model is None or getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0) != SHRUNKEN:
+            continue
+        try:
+            check_target(model, [1, 2])
+            before, after = states_at(model, ids, [SHRUNKEN, LAST_HIDDEN_STATE])
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        assert torch.equal(before, after) or _some_norm_gives(model, before, after), model_type
+        given.append(model_type)
+    print(f"{len(given)} give it, {len(refused)} are refused, for no tree or for no last layer")
+    assert len(given) >= 85
+    assert not [sentence for sentence in refused if "\n" in sentence]
+
+
+def _some_norm_gives(model: PreTrainedModel, before: torch.Tensor, after: torch.Tensor) -> bool:
+    for name, module in model.get_decoder().named_modules():
+        if "norm" in name or "ln" in name:
+            with contextlib.suppress(Exception):  # of another width, or not called with states alone
+                if torch.allclose(module(before), after, atol=1e-5):
+                    return True
+    return False
 
 
 # ---------------------------------------------------------------------- where it cannot be had

@@ -45,13 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             verdicts.append(judge(variant, Path(folder), options))
         print(line(verdicts[-1]), flush=True)
-    good = [verdict for verdict in verdicts if verdict.good]
-    refused = sum(verdict.difference is None for verdict in good)
-    more = f", {refused} are refused as they should be" if refused else ""
-    print(
-        f"{len(good) - refused} of {len(verdicts)} load and match the reference{more}, {len(verdicts) - len(good)} fail"
-    )
-    return 0 if len(good) == len(verdicts) else 1
+    failed = sum(not verdict.good for verdict in verdicts)
+    refused = sum(verdict.good and verdict.difference is None for verdict in verdicts)
+    more = f"{refused} are refused as they should be, " if refused else ""
+    matching = len(verdicts) - failed - refused
+    print(f"{matching} of {len(verdicts)} load and match the reference, {more}{failed} fail")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
