@@ -5,6 +5,7 @@ Knows nothing of modules.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -14,22 +15,31 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from . import head_files, layouts, layouts_eagle1
+from . import head_files, layouts_eagle1, layouts_eagle3
 from .configuration_eagle import EagleConfig
 from .configuration_eagle3 import Eagle3Config
 from .head_files import Tensors
-from .layouts import KNOWN_FLAGS, Layout, lacks, only_tensors_tell, recognise
+from .layout_fields import lacks
+from .layouts import Layout, only_tensors_tell, recognise
 
 HeadConfig = Eagle3Config | EagleConfig
 # From the `model_type` of our config to what makes it of a released config's fields and tensors.
 MAKERS: dict[str, Callable[..., HeadConfig]] = {
-    Eagle3Config.model_type: layouts.config_from,
+    Eagle3Config.model_type: layouts_eagle3.config_from,
     EagleConfig.model_type: layouts_eagle1.config_from,
 }
 FIELDS = {kind: frozenset(kind.__annotations__) | {"rope_theta"} for kind in (Eagle3Config, EagleConfig)}
 CONFIG_FIELDS = frozenset().union(*FIELDS.values())
 # What a head's config may say of itself, and is worth telling where it does.
-TOLD = (*KNOWN_FLAGS, "qk_norm", "qkv_bias", "fc_bias", "layernorms", "own_embeddings", "own_lm_head")
+TOLD = (
+    *layouts_eagle3.KNOWN_FLAGS,
+    *("qk_norm", "qkv_bias", "fc_bias", "layernorms", "own_embeddings", "own_lm_head", "parallel_drafting"),
+)
+# Layer ids that engines read differently: ModelOpt writes the layers whose outputs it captures, and these are its
+# default for a target of 36 layers; SGLang takes them for boundaries (trap 2, sglang#32334).
+CONTESTED_IDS = ([1, 17, 32],)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,6 +60,10 @@ class Checkpoint:
         if not config.reads_last_hidden_state:
             said = [f"boundaries {config.target_boundaries}" if config.target_boundaries else "default boundaries"]
         said += [name for name in TOLD if getattr(config, name, False)]
+        if getattr(config, "parallel_drafting", False):
+            said.append(f"mask token {config.mask_token_id}")
+        if getattr(config, "kv_lora_rank", None) is not None:
+            said.append(f"attention over a latent of {config.kv_lora_rank}")
         said += [f"window {config.sliding_window}"] if config.sliding_window else []
         rope: Any = config.rope_parameters or {}
         said.append(f"rope {rope.get('rope_type')} of base {rope.get('rope_theta')}")
@@ -88,6 +102,7 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
     ours = isinstance(given, HeadConfig)
     config = given if ours else MAKERS[layout.heads](fields, tensors, layout, str(source))
     config = _overridden(config, overrides)
+    _warn_of_contested_ids(config, str(source))
     _fill_vocabulary_maps(tensors, config, str(source))
     return Checkpoint(config, tensors, dtype, head_files.read_generation_config(source, hub), str(source), layout.name)
 
@@ -100,7 +115,23 @@ def _overridden(config: HeadConfig, fields: dict[str, Any]) -> HeadConfig:
     if "rope_theta" in fields:  # a released config's word for what now is part of `rope_parameters`
         theta = fields.pop("rope_theta")
         fields["rope_parameters"] = {**(config.rope_parameters or {}), "rope_theta": theta}
+    if "target_boundaries" in fields:
+        fields.setdefault("boundaries_from_outputs", False)
     return type(config).from_dict({**config.to_dict(), **fields}) if fields else config
+
+
+def _warn_of_contested_ids(config: Any, source: str) -> None:
+    if not getattr(config, "boundaries_from_outputs", False):
+        return
+    ids = [boundary - 1 for boundary in config.target_boundaries]
+    if ids in CONTESTED_IDS:
+        logger.warning(
+            "%s names the layers %s, taken for those whose outputs it reads, as its exporter writes them, where "
+            "SGLang takes boundaries: if few drafts are accepted, load it with `target_boundaries=%s`.",
+            source,
+            ids,
+            ids,
+        )
 
 
 def _rename(tensors: Tensors, layout: Layout) -> Tensors:

@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
-from .configuration_eagle3 import geometry_of
+from .configuration_eagle3 import LAST_HIDDEN_STATE, geometry_of
 
 
 @strict
@@ -113,9 +113,8 @@ class EagleConfig(PreTrainedConfig):
         return self.hidden_size
 
     def boundaries_for(self, num_target_layers: int) -> list[int]:
-        """What to capture from a target of `num_target_layers` layers `L`: `[L]`, which transformers gives after the
-        final norm."""
-        return [num_target_layers]
+        """What to capture from a target, however many layers it has: its last hidden state, after the final norm."""
+        return [LAST_HIDDEN_STATE]
 
     @classmethod
     def from_target(cls, target_config: PreTrainedConfig, **overrides: Any) -> EagleConfig:

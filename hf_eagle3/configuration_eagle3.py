@@ -1,4 +1,4 @@
-"""Configuration of an EAGLE-3 draft head: its geometry, the target's boundaries it reads, and both vocabularies.
+"""Configuration of an EAGLE-3 draft head: its geometry, the target's states it reads, and both vocabularies.
 
 Knows nothing of tensors, files or targets in memory.
 """
@@ -10,6 +10,10 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
+
+# Among boundaries: the state after the target's final norm, which its output matrix reads. It is transformers' own
+# index; boundary `L`, of a target of `L` layers, is the state BEFORE that norm.
+LAST_HIDDEN_STATE = -1
 
 
 def default_boundaries(num_target_layers: int) -> list[int]:
@@ -40,17 +44,30 @@ class Eagle3Config(PreTrainedConfig):
         target_hidden_size (`int`, *optional*): Width of the target's residual stream; defaults to `hidden_size`.
         target_boundaries (`list[int]`, *optional*):
             The captured boundaries, ascending: `b` is the residual stream that enters target layer `b`, that is
-            `hidden_states[b]`. `None` means the official default `[2, L // 2, L - 3]` of the target it meets.
+            `hidden_states[b]`; `L`, the number of layers, is what leaves the last one, before the final norm. `None`
+            means the official default `[2, L // 2, L - 3]` of the target it meets.
+        boundaries_from_outputs (`bool`):
+            Whether `target_boundaries` were written as ids of layers whose OUTPUTS are read, each one less. Where the
+            target shows that they cannot have been, they are taken as written.
         num_target_boundaries (`int`): How many boundaries the fusion layer takes.
         reads_last_hidden_state (`bool`):
             Whether the head reads the target's last hidden state, after its final norm, as it is: no boundaries and no
             fusion layer (`use_aux_hidden_state: false` of ModelOpt's heads).
+        parallel_drafting (`bool`):
+            Whether the head was trained to draft all levels in one forward (P-EAGLE, arXiv:2602.01469): it brings
+            `mask_hidden`, which stands for the target's states where there are none yet.
+        mask_token_id (`int`, *optional*): The target's token whose embedding stands for a token not drafted yet.
         norm_before_fc (`bool`): RMSNorm over the concatenated boundaries, before the fusion layer.
         fc_norm (`bool`): RMSNorm of each boundary by itself, before they are concatenated (EAGLE-3.1).
         norm_before_residual (`bool`): Whether the first layer's residual is the normed hidden state.
         norm_output (`bool`): Whether the state after the final norm is what is fed back.
         qkv_bias (`bool`): Biases of queries, keys and values; `attention_bias` adds the output's.
         qk_norm (`bool`): RMSNorm over each head of queries and keys, before they are rotated (Qwen3's layer).
+        kv_lora_rank (`int`, *optional*):
+            Width of the latent of keys and values; with it attention is latent (MLA, see `latent_attention.py`), and
+            `qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim` and, if queries have a latent too, `q_lora_rank`
+            mean what they mean in a DeepSeek config; `head_dim` is then the rotated part.
+        rope_interleave (`bool`): Of latent attention: the two of a rotated pair are neighbours, not half a head apart.
         sliding_window (`int`, *optional*): Positions that the head sees back, its own included; all if not given.
         own_embeddings (`bool`): Whether the checkpoint brings token embeddings; else the target's are used.
         rope_parameters (`dict`, *optional*): RoPE of the head; base 10000 if absent, whatever the target's is.
@@ -90,17 +107,29 @@ class Eagle3Config(PreTrainedConfig):
     target_hidden_size: int | None = None
     target_boundaries: list[int] | None = None
     num_target_boundaries: int | None = None
+    boundaries_from_outputs: bool = False
     reads_last_hidden_state: bool = False
+    parallel_drafting: bool = False
+    mask_token_id: int | None = None
     norm_before_fc: bool = False
     fc_norm: bool = False
     norm_before_residual: bool = False
     norm_output: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    rope_interleave: bool = True
     sliding_window: int | None = None
     own_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.kv_lora_rank is not None:
+            # What the rotary embedding is made for; every head has keys of its own once the latent is expanded.
+            self.head_dim, self.num_key_value_heads = self.qk_rope_head_dim, self.num_attention_heads
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.draft_vocab_size = self.draft_vocab_size or self.vocab_size
@@ -113,6 +142,7 @@ class Eagle3Config(PreTrainedConfig):
         if self.num_target_boundaries is None:
             self.num_target_boundaries = 3 if self.target_boundaries is None else len(self.target_boundaries)
         self._check_sizes()
+        self._check_inputs()
         super().__post_init__(**kwargs)
 
     def _check_sizes(self) -> None:
@@ -128,6 +158,23 @@ class Eagle3Config(PreTrainedConfig):
                 f"`num_attention_heads` is {self.num_attention_heads}, which `num_key_value_heads`="
                 f"{self.num_key_value_heads} does not divide; choose a divisor."
             )
+        latent = {"qk_nope_head_dim": self.qk_nope_head_dim, "qk_rope_head_dim": self.qk_rope_head_dim}
+        latent |= {"v_head_dim": self.v_head_dim}
+        if self.kv_lora_rank is not None and not all(size is not None and size > 0 for size in latent.values()):
+            raise ValueError(
+                f"`kv_lora_rank` is {self.kv_lora_rank} with {latent}: latent attention needs a size of at least 1 "
+                "for each of them."
+            )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"`sliding_window` is {self.sliding_window}: give at least 1, or None for all positions.")
+        if self.tie_word_embeddings:
+            raise ValueError(
+                "`tie_word_embeddings=True` was given, but a head's output rows are draft tokens and its embeddings "
+                "the target's; set it to False."
+            )
+
+    def _check_inputs(self) -> None:
+        """Refuse what a head cannot read; as `_check_sizes`."""
         if self.norm_before_fc and self.fc_norm:
             raise ValueError("`norm_before_fc` and `fc_norm` were both given: a head has one of them; choose.")
         if self.reads_last_hidden_state and (
@@ -138,12 +185,10 @@ class Eagle3Config(PreTrainedConfig):
                 f"{self.target_boundaries} on a target of width {self.target_hidden_size}: such a head reads no "
                 "boundaries, and is as wide as the target."
             )
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"`sliding_window` is {self.sliding_window}: give at least 1, or None for all positions.")
-        if self.tie_word_embeddings:
+        if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError(
-                "`tie_word_embeddings=True` was given, but a head's output rows are draft tokens and its embeddings "
-                "the target's; set it to False."
+                f"`mask_token_id` is {self.mask_token_id} but the target's `vocab_size` is {self.vocab_size}; give "
+                "the id that the head was trained with."
             )
         boundaries = self.target_boundaries
         different = None if boundaries is None else {boundary for boundary in boundaries if boundary >= 0}
@@ -154,14 +199,14 @@ class Eagle3Config(PreTrainedConfig):
             )
 
     def boundaries_for(self, num_target_layers: int) -> list[int]:
-        """The boundaries to capture from a target of `num_target_layers` layers `L`, ascending; `[L]`, which
-        transformers gives after the final norm, where the head reads that state.
+        """The boundaries to capture from a target of `num_target_layers` layers `L`, ascending and at most `L`; or
+        `[LAST_HIDDEN_STATE]` where the head reads that state.
 
         Raises:
             ValueError: if the target has too few layers for them.
         """
         if self.reads_last_hidden_state:
-            return [num_target_layers]
+            return [LAST_HIDDEN_STATE]
         if self.target_boundaries is None and self.num_target_boundaries != 3:
             raise ValueError(
                 f"The head reads {self.num_target_boundaries} boundaries and its config does not say which; load it "
@@ -169,13 +214,16 @@ class Eagle3Config(PreTrainedConfig):
             )
         if self.target_boundaries is None:
             return default_boundaries(num_target_layers)
-        if self.target_boundaries[-1] >= num_target_layers:
+        boundaries = self.target_boundaries
+        if self.boundaries_from_outputs and boundaries[-1] == num_target_layers + 1:
+            # There is no layer `L` whose output could be meant, so the ids named boundaries all along (trap 1).
+            boundaries = [boundary - 1 for boundary in boundaries]
+        if boundaries[-1] > num_target_layers:
             raise ValueError(
-                f"The head reads boundaries {self.target_boundaries} but the target has {num_target_layers} layers, "
-                f"whose boundaries before the final norm are 0 to {num_target_layers - 1}; use the target this head "
-                "was trained for."
+                f"The head reads boundaries {boundaries} but the target has {num_target_layers} layers, whose "
+                f"boundaries are 0 to {num_target_layers}; use the target this head was trained for."
             )
-        return self.target_boundaries
+        return boundaries
 
     @classmethod
     def from_target(
@@ -233,4 +281,4 @@ def _plain_rope(rope: dict[str, Any] | None) -> dict[str, Any] | None:
     return plain
 
 
-__all__ = ["Eagle3Config", "default_boundaries", "geometry_of"]
+__all__ = ["LAST_HIDDEN_STATE", "Eagle3Config", "default_boundaries", "geometry_of"]

@@ -18,8 +18,9 @@ from .acceptance import greedy, sample, walk
 from .cache import check_cache, keep_path, recording
 from .drafters.base import TreeDrafter
 from .limits import check_length, last_position
+from .states import capturing
 from .tree import DraftTree
-from .verification import Verified, captured, verify
+from .verification import Verified, verify
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -107,8 +108,8 @@ class TreeDecoding:
 
     def _prefill(self) -> None:
         """Run the target over the prompt as plain `generate` does, capture the boundaries, choose the first token."""
-        kwargs = self.model_kwargs | self.drafter.model_kwargs_overrides
-        outputs = self.target._prefill(self.input_ids, self.config, kwargs)
+        with capturing(self.target, self.drafter.boundaries) as capture:
+            outputs = self.target._prefill(self.input_ids, self.config, self.model_kwargs | capture.asked)
         self._take_cache(outputs.get("past_key_values"))
         self.cached = self.cache.get_seq_length()
         self.offset = self.cached - self.input_ids.shape[1]
@@ -122,7 +123,7 @@ class TreeDecoding:
             if positions is None
             else positions[..., -1:] + 1
         )
-        states = captured(outputs.get("hidden_states"), self.drafter.boundaries)
+        states = capture.states(outputs.get("hidden_states"))
         if states:
             # Padding is on the left: the head never sees it.
             real = int(self.committed[0, self.cached - states[0].shape[1] :].sum())

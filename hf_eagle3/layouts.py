@@ -1,49 +1,20 @@
-"""The layouts in which heads are released: a table of families, and what their config fields and tensors mean to us.
+"""The layouts in which heads are released: a table of families, how each is told, and how its tensors are renamed.
 
-Structure is read from the tensors first and the config second, because released configs are often wrong about it
-(`num_hidden_layers: 40` for a one-layer head, ties that do not hold). Knows nothing of files or modules.
+What the fields and tensors of each mean is in `layouts_eagle1.py` and `layouts_eagle3.py`. Knows nothing of files or
+modules.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .configuration_eagle import EagleConfig
 from .configuration_eagle3 import Eagle3Config
-from .head_files import Tensors
+from .layout_fields import Fields
 
-# Fields of a Llama-like config that mean the same in a head's.
-SHARED_FIELDS = (
-    "vocab_size",
-    "draft_vocab_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "num_attention_heads",
-)
-
-# Flags of a released config that our head has too, under the same name.
-KNOWN_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
-Flag = tuple[str, Callable[[Any], bool]]  # a field, and which of its values change a forward
-# Flags that change a forward and leave no tensor behind: to load such a head without them would be silently wrong.
-CHANGES_THE_FORWARD: tuple[Flag, ...] = (
-    *((name, bool) for name in ("use_mtp_layernorm", "eh_proj_before_attn", "reuse_target_lm_head")),
-    *((name, lambda value: value is False) for name in ("use_last_layernorm", "next_layer_regular")),
-    ("use_input_layernorm_in_first_layer", lambda value: value is False),
-    ("parallel_draft_step", lambda value: (value or 1) > 1),
-    ("partial_rotary_factor", lambda value: value not in (None, 1.0)),
-)
 NATIVE = "hf-eagle3"  # the layout that we save in
-KNOWN_ROPE = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-
-Fields = Mapping[str, Any]  # of a config.json
 
 
 @dataclass(frozen=True)
@@ -140,16 +111,23 @@ LAYOUTS = (
         refused="holds Medusa heads, which guess without reading the tokens in between",
     ),
     Layout(
-        "p-eagle",
-        lambda fields: _named("PEagleDraftModel")(fields) or _speculators("peagle")(fields),
-        refused="is a P-EAGLE head, which drafts in parallel; that is not supported yet",
+        "speculators",
+        _speculators("eagle3", "peagle"),
+        flatten=_with_layer_config,
+        ids_are_boundaries=True,
     ),
+    Layout("p-eagle", _named("PEagleDraftModel", "PeagleLlamaForCausalLM"), flatten=_with_eagle_config),
     Layout(
-        "mla",
-        _named("Eagle3DeepseekV2ForCausalLM"),
-        refused="is a head with latent attention (MLA), which is not supported",
+        "eagle3-latent",
+        _named(
+            "Eagle3DeepseekV2ForCausalLM",
+            "Eagle3DeepseekV3ForCausalLM",
+            "Eagle3DeepSeekV3ForCausalLM",
+            "DeepseekV3ForCausalLMEagle3",
+        ),
+        flatten=_with_eagle_config,
+        rename=_MIDLAYER,
     ),
-    Layout("speculators", _speculators("eagle3"), flatten=_with_layer_config, ids_are_boundaries=True),
     Layout(
         "speculators-eagle1",
         _speculators("eagle"),
@@ -198,130 +176,3 @@ def recognise(config: Mapping[str, Any], tensors: Collection[str] = ()) -> Layou
 def only_tensors_tell(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a plain model, or else of a head that only its tensors can tell from one."""
     return recognise(config) is None and any(layout.recognise(config) for layout in LAYOUTS)
-
-
-def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -> Eagle3Config:
-    if layout.name == NATIVE:
-        return Eagle3Config.from_dict(dict(fields))
-    fields = layout.flatten(fields)
-    for name in ("vocab_size", "num_attention_heads"):
-        if fields.get(name) is None and not (name == "vocab_size" and target_vocabulary(fields, tensors)):
-            raise ValueError(f"{source} has no `{name}` in its config, which its tensors do not tell; add it.")
-    last_state = fields.get("use_aux_hidden_state") is False
-    if last_state:
-        tensors.pop("fc.weight", None)  # some exports keep one that nothing uses
-    fused = () if last_state else ("fc.weight",)
-    for name in (*fused, "lm_head.weight", "layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"):
-        if name not in tensors:
-            raise lacks([name], source)
-    refuse_other_forwards(fields, CHANGES_THE_FORWARD, source)
-    shared = {name: fields[name] for name in SHARED_FIELDS if fields.get(name) is not None}
-    shared |= {name: fields[name] for name in KNOWN_FLAGS if fields.get(name) is not None}
-    shared |= rope_of(fields, source) | _boundaries(fields, tensors, layout, source)
-    draft_vocabulary, hidden = tensors["lm_head.weight"].shape
-    return Eagle3Config(
-        **{
-            **shared,
-            **geometry(tensors, shared["num_attention_heads"]),
-            "vocab_size": target_vocabulary(fields, tensors),
-            "draft_vocab_size": draft_vocabulary,
-            "hidden_size": hidden,
-            "qk_norm": "layers.0.self_attn.q_norm.weight" in tensors,
-            "reads_last_hidden_state": last_state,
-            "norm_before_fc": bool(fields.get("norm_before_fc")) or "input_norm.weight" in tensors,
-            "fc_norm": bool(fields.get("fc_norm")) or "fc_norm.0.weight" in tensors,
-            "sliding_window": _window(fields, source),
-            "own_embeddings": "embed_tokens.weight" in tensors,
-        }
-    )
-
-
-def geometry(tensors: Tensors, heads: int) -> dict[str, Any]:
-    """What the tensors of plain Llama attention tell of the layers."""
-    head_dim = tensors["layers.0.self_attn.q_proj.weight"].shape[0] // heads
-    keys = tensors.get("layers.0.self_attn.k_proj.weight")
-    return {
-        "intermediate_size": tensors["layers.0.mlp.gate_proj.weight"].shape[0],
-        "num_hidden_layers": 1 + max((int(m[1]) for m in map(_LAYER.match, tensors) if m), default=0),
-        "head_dim": head_dim,
-        "num_key_value_heads": None if keys is None else keys.shape[0] // head_dim,
-        "attention_bias": "layers.0.self_attn.o_proj.bias" in tensors,
-        "qkv_bias": "layers.0.self_attn.q_proj.bias" in tensors,
-        "mlp_bias": "layers.0.mlp.gate_proj.bias" in tensors,
-    }
-
-
-def refuse_other_forwards(fields: Fields, flags: Iterable[Flag], source: str) -> None:
-    given = [f"{name}={fields[name]}" for name, changes in flags if name in fields and changes(fields[name])]
-    if given:
-        raise ValueError(
-            f"{source} sets {', '.join(given)}, which changes how a head computes and is not supported; use a head "
-            "without it."
-        )
-
-
-def _boundaries(fields: Fields, tensors: Tensors, layout: Layout, source: str) -> dict[str, Any]:
-    """Which states of the target the head reads, and how wide they are; ids are sorted first (trap 3)."""
-    if "fc.weight" not in tensors:
-        return {}
-    hidden, fused = tensors["fc.weight"].shape
-    width = fields.get("target_hidden_size") or hidden
-    if fused % width:
-        raise ValueError(
-            f"{source}: `fc.weight` is [{hidden}, {fused}], which is no whole number of target states of width "
-            f"{width}; set `target_hidden_size` in its config."
-        )
-    ids = sorted(fields.get("eagle_aux_hidden_state_layer_ids") or [])
-    outputs = bool(ids) and ids[0] == 1 and not layout.ids_are_boundaries
-    return {
-        "target_hidden_size": width,
-        "target_boundaries": [layer + outputs for layer in ids] or None,
-        "num_target_boundaries": fused // width,
-    }
-
-
-def _window(fields: Fields, source: str) -> int | None:
-    """How far back the head sees, where its config says that it does not see everything."""
-    kinds = set(fields.get("layer_types") or ["sliding_attention" if fields.get("use_sliding_window") else ""])
-    if "sliding_attention" not in kinds:
-        return None
-    if len(kinds) > 1 or not fields.get("sliding_window"):
-        raise ValueError(
-            f"{source} has layers of the types {', '.join(sorted(kinds))} and sliding_window "
-            f"{fields.get('sliding_window')}: a head has one window, for all of its layers."
-        )
-    return int(fields["sliding_window"])
-
-
-def rope_of(fields: Fields, source: str) -> dict[str, Any]:
-    """RoPE in transformers' words. On text all three position ids of mrope are equal, which makes it plain RoPE."""
-    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    nested = [part for part in rope.values() if isinstance(part, dict)]
-    if nested:
-        kinds = fields.get("layer_types") or ["full_attention"]
-        rope = dict(rope.get(kinds[0]) or nested[0])
-    kind = rope.pop("type", None) or "default"
-    rope.setdefault("rope_type", "default" if kind == "mrope" or "mrope_section" in rope else kind)
-    for name in ("mrope_section", "mrope_interleaved"):
-        rope.pop(name, None)
-    if rope["rope_type"] not in KNOWN_ROPE:
-        raise ValueError(
-            f"{source} asks for rotary embeddings of type {rope['rope_type']!r}; known are {', '.join(KNOWN_ROPE)}."
-        )
-    theta = rope.get("rope_theta") or fields.get("rope_theta") or Eagle3Config.default_theta
-    return {"rope_parameters": {**rope, "rope_theta": float(theta)}}
-
-
-_LAYER = re.compile(r"layers\.(\d+)\.")
-
-
-def target_vocabulary(fields: Mapping[str, Any], tensors: Tensors) -> int | None:
-    """Rows of `t2d` or of the embeddings where they exist: a config's padded size can differ (trap 29)."""
-    for name in ("embed_tokens.weight", "t2d"):
-        if name in tensors and tensors[name].numel() > 0:
-            return tensors[name].shape[0]
-    return fields.get("vocab_size")
-
-
-def lacks(names: list[str], source: str) -> ValueError:
-    return ValueError(f"{source} lacks the tensors {', '.join(names)}, which every head of its layout needs.")

@@ -12,18 +12,18 @@ import torch
 
 from .configuration_eagle import EagleConfig
 from .head_files import Tensors
-from .layouts import (
-    NATIVE,
+from .layout_fields import (
     SHARED_FIELDS,
     Fields,
     Flag,
-    Layout,
     geometry,
     lacks,
+    need,
     refuse_other_forwards,
     rope_of,
     target_vocabulary,
 )
+from .layouts import NATIVE, Layout
 
 # Of vLLM's wrapper, which knows norms that the official heads have none of.
 CHANGES_THE_FORWARD: tuple[Flag, ...] = (
@@ -35,7 +35,6 @@ CHANGES_THE_FORWARD: tuple[Flag, ...] = (
 )
 # Words for the bias of the joining layer. In official configs a missing one means True, so tensors are what counts.
 FC_BIAS = ("bias", "eagle_fc_bias", "fusion_bias")
-NEEDED = ("fc.weight", "layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight")
 
 
 def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -> EagleConfig:
@@ -46,9 +45,7 @@ def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -
     if vocabulary is None or heads is None:
         name = "num_attention_heads" if heads is None else "vocab_size"
         raise ValueError(f"{source} has no `{name}` in its config, which its tensors do not tell; add it.")
-    missing = [name for name in NEEDED if name not in tensors]
-    if missing:
-        raise lacks(missing, source)
+    need(["fc.weight"], tensors, source)
     refuse_other_forwards(fields, CHANGES_THE_FORWARD, source)
     _map_reduced_vocabulary(fields, tensors, vocabulary, source)
     shared = {name: fields[name] for name in SHARED_FIELDS if fields.get(name) is not None}
@@ -64,7 +61,7 @@ def config_from(fields: Fields, tensors: Tensors, layout: Layout, source: str) -
         "own_embeddings": "embed_tokens.weight" in tensors,
         "own_lm_head": "lm_head.weight" in tensors,
     }
-    return EagleConfig(**{**shared, **rope_of(fields, source), **geometry(tensors, heads), **own})
+    return EagleConfig(**{**shared, **rope_of(fields, source), **geometry(tensors, heads, source), **own})
 
 
 def _map_reduced_vocabulary(fields: Fields, tensors: Tensors, vocabulary: int, source: str) -> None:

@@ -1,4 +1,4 @@
-"""The EAGLE-3 draft head: fuse captured target states, run a decoder layer over [embedding ; feature], predict.
+"""The EAGLE-3 draft head: fuse captured target states, run its layers over [embedding ; feature], predict.
 
 Knows nothing of trees, verification, `generate` or files.
 """
@@ -26,6 +26,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_eagle3 import Eagle3Config
 from .head import TREE_KNOBS, DraftHead
+from .latent_attention import LatentAttention
 
 
 @dataclass
@@ -101,7 +102,8 @@ class Eagle3DecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: Eagle3Config, layer_idx: int) -> None:
         super().__init__()
-        self.self_attn = Eagle3Attention(config, layer_idx)
+        attention: Any = Eagle3Attention if config.kv_lora_rank is None else LatentAttention
+        self.self_attn = attention(config, layer_idx)
         self.mlp = LlamaMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.hidden_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if layer_idx == 0 else None
@@ -159,6 +161,9 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         norm = partial(LlamaRMSNorm, eps=config.rms_norm_eps)
         self.input_norm = norm(boundaries * width) if config.norm_before_fc else None
         self.fc_norm = nn.ModuleList([norm(width) for _ in range(boundaries)]) if config.fc_norm else None
+        # What stands for the target's states in a slot that has none yet; `masked_slot` is what the layers read of it.
+        slot = torch.zeros(1, 1, boundaries * width) if config.parallel_drafting else None
+        self.mask_hidden = None if slot is None else nn.Parameter(slot)
         self.fc = None if config.reads_last_hidden_state else nn.Linear(boundaries * width, config.hidden_size, False)
         self.layers = nn.ModuleList([Eagle3DecoderLayer(config, idx) for idx in range(config.num_hidden_layers)])
         self.norm = norm(config.hidden_size)
@@ -179,6 +184,17 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
             parts = features.chunk(len(self.fc_norm), dim=-1)
             features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         return features if self.fc is None else self.fc(features)
+
+    def masked_slot(self) -> torch.Tensor:
+        """What a head that drafts in parallel reads instead of a feature where the target has not been yet, `[1, 1,
+        hidden]`: its learned states, fused like the target's (P-EAGLE, arXiv:2602.01469; vLLM#32887).
+
+        Raises:
+            ValueError: if the head does not draft in parallel.
+        """
+        if self.mask_hidden is None:
+            raise ValueError("The head drafts level by level (`parallel_drafting` is False) and has no masked slots.")
+        return self.fuse(self.mask_hidden)
 
     def fed_back(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the next level reads of the last layer's output `[batch, seq, hidden]`."""

@@ -13,7 +13,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from .drafters.base import TreeDrafter
 from .drafters.eagle import EagleCandidateGenerator
-from .drafters.eagle3 import Eagle3CandidateGenerator
+from .drafters.parallel import eagle3_drafter
 from .modeling_eagle import EagleDraftModel
 from .modeling_eagle3 import Eagle3DraftModel
 from .probe import check_target
@@ -26,7 +26,7 @@ DEFAULT_TREES = {"cpu": TreeShape(9, 3, 4), "default": TreeShape(59, 8, 10)}
 
 # From a head's class to what drafts with it: `(head, target, shape, state) -> TreeDrafter`.
 DRAFTERS: dict[type, Callable[..., TreeDrafter]] = {
-    Eagle3DraftModel: Eagle3CandidateGenerator,
+    Eagle3DraftModel: eagle3_drafter,
     EagleDraftModel: EagleCandidateGenerator,
 }
 # The words for a dynamic tree's size; the other knob, `draft_tree`, names a static tree instead.

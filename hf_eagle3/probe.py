@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from .attention import backend_of
 from .cache import check_cache, keep_path, recording
+from .states import input_device
 from .tree import DraftTree
 from .verification import verify
 
@@ -88,7 +89,7 @@ def _probe_ids(target: PreTrainedModel) -> list[int]:
 
 def _tree_logits(target: PreTrainedModel, boundaries: Sequence[int]) -> torch.Tensor:
     """Logits after the second sibling, after the child, and after one more token once the child's path is kept."""
-    ids = torch.tensor([_probe_ids(target)], device=target.device)
+    ids = torch.tensor([_probe_ids(target)], device=input_device(target))
     cache = DynamicCache(config=target.config.get_text_config(decoder=True))
     check_cache(cache, target.config)
     with recording(cache):
@@ -115,7 +116,7 @@ def _plain_logits(target: PreTrainedModel) -> torch.Tensor:
 
 
 def _step_by_step(target: PreTrainedModel, ids: list[int]) -> list[torch.Tensor]:
-    tokens = torch.tensor([ids], device=target.device)
+    tokens = torch.tensor([ids], device=input_device(target))
     cache = DynamicCache(config=target.config.get_text_config(decoder=True))
     chunks = [tokens[:, :3], *tokens[:, 3:].split(1, dim=1)]
     logits = []

@@ -13,6 +13,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from .attention import backend_of, tree_mask
+from .states import captured, capturing
 from .tree import DraftTree
 
 # Inputs with one entry per token. Plain `generate` gives new tokens the last one's kind, or the kind 0, that of text.
@@ -29,24 +30,6 @@ class Verified:
 
     logits: torch.Tensor
     states: list[torch.Tensor]
-
-
-def captured(hidden_states: Sequence[torch.Tensor | None] | None, boundaries: Sequence[int]) -> list[torch.Tensor]:
-    """The states at the asked boundaries, out of a model output's `hidden_states`.
-
-    Raises:
-        ValueError: if the target does not give them.
-    """
-    if not boundaries:
-        return []
-    given = hidden_states or ()
-    states = [given[boundary] if boundary < len(given) else None for boundary in boundaries]
-    if any(state is None for state in states):
-        raise ValueError(
-            f"The target does not return its hidden states at boundaries {list(boundaries)}, which the head reads; "
-            "use a decoder-only model whose forward supports `output_hidden_states`."
-        )
-    return states  # type: ignore[return-value]
 
 
 def verify(
@@ -81,7 +64,9 @@ def verify(
     device = inputs["input_ids"].device
     inputs["attention_mask"] = tree_mask(tree, committed, backend_of(target), target.dtype).to(device)
     inputs["position_ids"] = (root_position + tree.depths.to(root_position.device)).to(device)
-    if boundaries:
-        inputs["output_hidden_states"] = list(boundaries)
-    outputs = target(**inputs, return_dict=True)
-    return Verified(outputs.logits, captured(outputs.get("hidden_states"), boundaries))
+    with capturing(target, boundaries) as capture:
+        outputs = target(**inputs, **capture.asked, return_dict=True)
+    return Verified(outputs.logits, capture.states(outputs.get("hidden_states")))
+
+
+__all__ = ["TOKEN_TYPES", "Verified", "captured", "verify"]

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..configuration_eagle3 import LAST_HIDDEN_STATE
+from ..states import capturing
+
 Row = tuple[Sequence[int], Sequence[bool]]  # token ids and loss mask of one conversation
 _ROWS_AT_ONCE = 512  # of full logits: 100 MB for a vocabulary of 50,000 in float32
 
@@ -151,12 +154,10 @@ class TargetStates:
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
         lengths = torch.tensor([len(row) for row in ids], device=device)
         mask = (torch.arange(padded.shape[1], device=device) < lengths[:, None]).long()
-        last = self.model.config.get_text_config(decoder=True).num_hidden_layers
-        out = self.model.base_model(
-            input_ids=padded, attention_mask=mask, output_hidden_states=[*self.boundaries, last], use_cache=False
-        )
-        features = torch.cat([out.hidden_states[boundary] for boundary in self.boundaries], dim=-1)
-        hidden = out.hidden_states[last]
+        with capturing(self.model, [*self.boundaries, LAST_HIDDEN_STATE]) as capture:
+            out = self.model.base_model(input_ids=padded, attention_mask=mask, use_cache=False, **capture.asked)
+        captured = capture.states(out.hidden_states)
+        features, hidden = torch.cat(captured[:-1], dim=-1), captured[-1]
         examples = []
         for number, (own, (_, answered)) in enumerate(zip(ids, rows, strict=True)):
             answers = torch.as_tensor(answered, dtype=torch.bool).to(device)

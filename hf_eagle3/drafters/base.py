@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.generation.candidate_generator import CandidateGenerator
 
+from ..states import captured
 from ..tree import DraftTree, TreeShape
 
 
@@ -20,7 +21,7 @@ class TreeDrafter(CandidateGenerator):
     Base class of drafters.
 
     Args:
-        boundaries: boundaries of the target that `observe` wants, ascending; may be empty.
+        boundaries: what `observe` wants of the target (see `states.py`), ascending; may be empty.
         shape: the tree to grow.
         max_length: longest sequence that the stock protocol may propose, in tokens; unlimited if not given.
     """
@@ -35,7 +36,7 @@ class TreeDrafter(CandidateGenerator):
 
     @property
     def model_kwargs_overrides(self) -> dict[str, Any]:
-        """Keywords for each target forward: only the captured boundaries are asked for."""
+        """Keywords for each target forward under the stock protocol: only the captured boundaries are asked for."""
         return {"output_hidden_states": self.boundaries} if self.boundaries else {}
 
     def observe(self, states: Sequence[torch.Tensor], end: int) -> None:
@@ -71,7 +72,7 @@ class TreeDrafter(CandidateGenerator):
         if is_first_iteration or model_outputs is None:
             self._prefilled = False
             return input_ids, None
-        states = [model_outputs.hidden_states[boundary] for boundary in self.boundaries]
+        states = captured(model_outputs.hidden_states, self.boundaries)
         if self._prefilled:
             states = [state[:, : int(n_last_matches) + 1] for state in states]
         self._prefilled = True

@@ -267,11 +267,18 @@ class TrainingTimeTest(nn.Module):
 
 def _trainable(core: Eagle3DraftModel) -> nn.Linear:
     """The fusion layer of a head that the training-time test can unroll."""
-    if core.fc is None or core.config.sliding_window is not None:
-        what = "reads the target's last hidden state as it is" if core.fc is None else "has a sliding window"
+    config = core.config
+    kinds = {
+        "reads the target's last hidden state as it is": core.fc is None,
+        "has a sliding window": config.sliding_window is not None,
+        "attends over a latent": config.kv_lora_rank is not None,
+        "drafts in parallel": config.parallel_drafting,
+    }
+    other = [what for what, holds in kinds.items() if holds]
+    if core.fc is None or other:
         raise ValueError(
-            f"The head {what}, which can be drafted with but not trained here: start from one that has a fusion layer "
-            "over boundaries and no window, or from a fresh one."
+            f"The head {' and '.join(other)}, which can be drafted with but not trained here: start from one that has "
+            "a fusion layer over boundaries and attends to all positions level by level, or from a fresh one."
         )
     return core.fc
 

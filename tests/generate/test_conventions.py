@@ -48,6 +48,7 @@ def chain(
 
 
 WINDOWS = [{"sliding_window": window} for window in (1, 3, 6, 12)]
+LATENT = {"kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5}
 OTHERS = [
     {"reads_last_hidden_state": True},
     {"norm_output": True},
@@ -55,6 +56,8 @@ OTHERS = [
     {"norm_before_fc": True},
     {"fc_norm": True},
     {"qk_norm": True, "num_hidden_layers": 2},
+    LATENT,
+    {**LATENT, "q_lora_rank": 12, "num_hidden_layers": 2, "sliding_window": 3},
 ]
 
 

@@ -58,6 +58,14 @@ def test_target_offloaded_to_memory(golden_target, golden_head) -> None:
     assert pair.plain.sequences.tolist() == golden_target.generate(ids, **OPTIONS).tolist()
 
 
+def test_a_target_that_is_offloaded_when_it_is_first_met() -> None:
+    """The probe too has to find a device for its tokens."""
+    from accelerate import cpu_offload
+
+    target = cpu_offload(tiny_target(max_position_embeddings=509), execution_device=torch.device("cpu"))
+    compare(target, oracle(target), {"max_new_tokens": 12}, input_ids=prompt())
+
+
 def test_head_under_a_device_map(golden_target, tmp_path: Path) -> None:
     head = hf_eagle3.Eagle3DraftModel.from_pretrained(
         GOLDEN / "eagle3_llama_head", dtype=torch.float32, device_map="cpu"

@@ -44,7 +44,10 @@ MASK_TOKEN = 5
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding of a head: half rotation, positions from 0, never the target's base."""
+    """Rotary embedding of a head: positions from 0, never the target's base.
+
+    `mscale` and `mscale_all_dim` are DeepSeek's words in a YaRN config; None where there are none.
+    """
 
     base: float = 10000.0
     kind: Literal["default", "linear", "llama3", "yarn"] = "default"
@@ -54,6 +57,8 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class Conventions:
         embeddings, lm_head: whether the head brings its own.
         mapping: "d2t" (offsets) or "identity" (draft ids are target ids, any map on disk is ignored).
         window: a query at q sees keys k with q - window < k <= q; None is full attention.
+        latent: attention over a latent, with rotated neighbouring pairs (DeepSeek), instead of heads and halves.
+        low_rank_queries: whether the queries of latent attention come from a latent of their own.
         mask_token: embedding of masked slots; None where the head says no such token.
         unsettled: what the format notes leave open, empty where they are clear.
     """
@@ -105,6 +112,8 @@ class Conventions:
     mapping: Literal["d2t", "identity"] = "d2t"
     rope: Rope = Rope()
     window: int | None = None
+    latent: bool = False
+    low_rank_queries: bool = True
     mask_token: int | None = None
     unsettled: str = ""
 
@@ -354,12 +363,16 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
         Entry(
             "kimi_k2_mla",
             "Kimi-K2 MLA heads",
-            CONVERTED,
-            options=("incomplete",),
-            inexpressible=(
-                "the shapes of the latent attention are known, but neither its rotation (halves or interleaved pairs),"
-                " its rotary base and scaling, nor its softmax scale is written down"
+            replace(
+                CONVERTED,
+                latent=True,
+                rope=PLACEHOLDER_ROPE,
+                unsettled=(
+                    "the catalogue writes the shapes down but neither rotation, scale nor epsilon; this entry follows"
+                    " the serving engines, see `reference_latent.py`"
+                ),
             ),
+            options=("incomplete", "deepseek_yarn", "direct_queries", "fc_norm_and_norm_output"),
         ),
     ),
     "speculators_eagle3": (

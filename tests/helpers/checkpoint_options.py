@@ -10,7 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from .checkpoint_conventions import LAYERNORMS, MASK_TOKEN, PLACEHOLDER_THETA, Conventions, Rope
+from .checkpoint_conventions import (
+    LAYERNORMS,
+    MASK_TOKEN,
+    ORIGINAL_POSITIONS,
+    PLACEHOLDER_THETA,
+    Conventions,
+    Rope,
+)
 
 __all__ = ["OPTIONS", "Draft", "Sizes", "Spec", "layer_fields"]
 
@@ -39,7 +46,7 @@ class Sizes:
     kv_lora: int = 8
     nope: int = 6
     rope: int = 4
-    v: int = 6
+    v: int = 5
 
 
 @dataclass
@@ -239,6 +246,38 @@ def layernorms(draft: Draft) -> None:
     )
 
 
+def deepseek_yarn(draft: Draft) -> None:
+    """The scaling of Kimi-K2's heads in ModelOpt's default, with factors that tell the two `mscale`s apart."""
+    draft.config["rope_scaling"] = {
+        "beta_fast": 1.0,
+        "beta_slow": 1.0,
+        "factor": 64.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.7,
+        "original_max_position_embeddings": ORIGINAL_POSITIONS,
+        "type": "yarn",
+    }
+    rope = Rope(base=PLACEHOLDER_THETA, kind="yarn", factor=64.0, beta_fast=1.0, mscale=1.0, mscale_all_dim=0.7)
+    draft.adopt(rope=rope)
+
+
+def direct_queries(draft: Draft) -> None:
+    """Without `q_lora_rank` one matrix makes the queries (DeepSeek-V2-Lite)."""
+    draft.config["q_lora_rank"] = None
+    for name in ("q_a_proj", "q_a_layernorm", "q_b_proj"):
+        del draft.specs[f"layers.0.self_attn.{name}.weight"]
+    draft.specs["layers.0.self_attn.q_proj.weight"] = Spec("[A*nope+A*rope, 2*H]", "bfloat16")
+    draft.adopt(low_rank_queries=False)
+
+
+def fc_norm_and_norm_output(draft: Draft) -> None:
+    """EAGLE-3.1 with latent attention (lightseekorg/kimi-k2.6-eagle3.1-mla)."""
+    draft.config |= {"fc_norm": True, "norm_output": True}
+    for index in range(draft.sizes.N):
+        draft.specs[f"fc_norm.{index}.weight"] = Spec("[Ht]", "bfloat16")
+    draft.adopt(state_norm="chunk", feedback="post_norm")
+
+
 def incomplete(draft: Draft) -> None:
     """The config with the catalogued fields only, which do not tell the number of heads."""
     for name in draft.completed:
@@ -272,9 +311,12 @@ OPTIONS: dict[str, Callable[[Draft], None]] = {
     option.__name__: option
     for option in (
         both_formats,
+        deepseek_yarn,
+        direct_queries,
         eh_proj,
         fc_bias_at_top,
         fc_norm,
+        fc_norm_and_norm_output,
         full_maps,
         full_window,
         fusion_bias,

@@ -19,6 +19,7 @@ from torch.nn.functional import linear, silu
 
 from .checkpoint_catalogue import Synthetic
 from .checkpoint_conventions import ORIGINAL_POSITIONS, Conventions, Rope
+from .reference_latent import LatentCache, latent_attention
 
 __all__ = ["Step", "inverse_frequencies", "random_inputs", "reference_logits", "reference_steps"]
 
@@ -188,9 +189,11 @@ class _Head:
         self.embeddings = self.weight("embed_tokens") if rules.embeddings == "own" else target_embeddings.to(dtype)
         self.lm_head = self.state["lm_head.weight"] if rules.lm_head == "own" else target_lm_head
         self.lm_head = self.lm_head.to(dtype)
-        frequencies, self.rotary_scale = inverse_frequencies(rules.rope, self.sizes.D, rope_base)
+        rotated = self.sizes.rope if rules.latent else self.sizes.D
+        frequencies, self.rotary_scale = inverse_frequencies(rules.rope, rotated, rope_base)
         self.frequencies = frequencies.to(dtype)
         self.caches = [_Cache() for _ in range(rules.layers)]
+        self.latent_caches = [LatentCache() for _ in range(rules.layers)]
 
     def tensor(self, key: str) -> Tensor:
         return self.state[self.rules.root + key].to(self.dtype)
@@ -275,6 +278,8 @@ def _mlp(head: _Head, index: int, hidden: Tensor) -> Tensor:
 def _attention(head: _Head, index: int, values: Tensor, positions: Tensor) -> Tensor:
     """Attention of the rows over everything the layer has seen, themselves included. [n, H or 2H] to [n, H]."""
     sizes, rules, cache = head.sizes, head.rules, head.caches[index]
+    if rules.latent:
+        return _latent_attention(head, index, values, positions)
     query = _heads(head, index, "q", values, sizes.A)
     key = _heads(head, index, "k", values, sizes.K)
     value = _heads(head, index, "v", values, sizes.K)
@@ -296,6 +301,22 @@ def _attention(head: _Head, index: int, values: Tensor, positions: Tensor) -> Te
     mixed = weights @ torch.cat(cache.values, dim=1).repeat_interleave(group, dim=0)
     joined = mixed.transpose(0, 1).reshape(len(values), sizes.A * sizes.D)
     return linear(joined, head.weight(head.layer_name(index, "self_attn.o_proj")))
+
+
+def _latent_attention(head: _Head, index: int, values: Tensor, positions: Tensor) -> Tensor:
+    prefix = head.layer_name(index, "self_attn.")
+    return latent_attention(
+        lambda name: head.weight(prefix + name),
+        lambda name, values: head.norm(prefix + name, values),
+        values,
+        positions,
+        head.latent_caches[index],
+        head.sizes,
+        head.rules.rope,
+        head.frequencies,
+        head.rotary_scale,
+        head.rules.low_rank_queries,
+    )
 
 
 def _heads(head: _Head, index: int, name: str, values: Tensor, count: int) -> Tensor:
@@ -336,5 +357,14 @@ def inverse_frequencies(rope: Rope, head_dim: int, base: float | None = None) ->
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_dim - 1)
         slowed = ((half - low) / max(high - low, 1e-3)).clamp(0, 1)
-        return plain * (1 - slowed) + plain / rope.factor * slowed, 0.1 * math.log(rope.factor) + 1.0
+        return plain * (1 - slowed) + plain / rope.factor * slowed, _rotary_scale(rope)
     return plain, 1.0
+
+
+def _rotary_scale(rope: Rope) -> float:
+    """YaRN's factor on cosine and sine; DeepSeek moves a part of it, or all, into the softmax scale."""
+
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(rope.factor) + 1.0
+
+    return scale(1.0 if rope.mscale is None else rope.mscale) / scale(rope.mscale_all_dim or 0.0)

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from helpers.checkpoint_catalogue import Synthetic, Variant, synthesise, variants
-from helpers.reference_heads import random_inputs, reference_steps
+from helpers import layouts_report
+from helpers.checkpoint_catalogue import Variant, synthesise, variant, variants
+from helpers.layout_verdicts import judge
 from transformers import AutoModel
 
 import hf_eagle3
-from hf_eagle3 import Eagle3DraftModel, EagleDraftModel
+from hf_eagle3 import Eagle3DraftModel
 from hf_eagle3.head import DraftHead
 from hf_eagle3.layouts import recognise
-
-LENGTH, STEPS = 9, 4
-# What a head that is refused is called by.
-REFUSED = {
-    "p-eagle": "P-EAGLE",
-    "mla": "latent attention|DFlash|multi-token-prediction|Medusa",
-    "final": "boundaries before the final norm are 0 to 9",
-}
-
-
-def kind(variant: Variant, made: Synthetic) -> str | None:
-    """Why a variant cannot run (yet), by its name in `REFUSED`; None if it can."""
-    if variant.id.startswith("peagle"):
-        return "p-eagle"
-    if made.conventions is None:
-        return "mla"
-    return "final" if made.facts.target_layers in made.facts.boundaries else None
-
 
 CASES = [
     pytest.param(variant, options, id="-".join((variant.id, *options)))
@@ -45,53 +25,55 @@ CASES = [
 
 
 @pytest.mark.parametrize(("variant", "options"), CASES)
-@torch.no_grad()
 def test_it_loads_and_computes_what_it_was_made_for(
     variant: Variant, options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    made = synthesise(variant, tmp_path, options=options)
-    refused = kind(variant, made)
-    if made.refuse or refused not in (None, "final"):
-        with pytest.raises((ValueError, OSError)) as caught:
-            hf_eagle3.load_head(tmp_path)
-        assert str(tmp_path) in str(caught.value)
-        assert "\n" not in str(caught.value)
-        if refused is not None:
-            assert re.search(REFUSED[refused], str(caught.value))
-        return
-    head = hf_eagle3.load_head(tmp_path, dtype=torch.float64)
-    assert made.conventions is not None
-    assert type(head) is (EagleDraftModel if made.conventions.kind == "eagle1" else Eagle3DraftModel)
-    if refused == "final":
-        with pytest.raises(ValueError, match=REFUSED["final"]):
-            head.config.boundaries_for(made.facts.target_layers)
-        return
-    wanted = list(made.facts.boundaries) or [made.facts.target_layers]
-    assert head.config.boundaries_for(made.facts.target_layers) == wanted
-    assert torch.equal(head.to_target_ids(torch.arange(head.config.draft_vocab_size)), made.facts.target_ids)
-    states, tokens, embeddings, lm_head = random_inputs(made, LENGTH, STEPS)
-    expected = reference_steps(made, states, tokens, embeddings, lm_head, STEPS)
-    for found, step in zip(drafted(head, states, tokens, embeddings, lm_head), expected, strict=True):
-        torch.testing.assert_close(found, step.draft_logits, atol=1e-5, rtol=1e-5)
+    verdict = judge(variant, tmp_path, options)
+    print(verdict.taken, verdict)
+    assert verdict.good
 
 
-def drafted(
-    head: Any, states: list[torch.Tensor], tokens: torch.Tensor, embeddings: torch.Tensor, lm_head: torch.Tensor
-) -> Any:
-    """Logits `[rows, draft_vocab]` of every step: all states at once, then a chain from the last."""
-    embed = head.embed_tokens.weight if head.embed_tokens is not None else embeddings
-    more = {} if head.lm_head is not None else {"lm_head": partial(torch.nn.functional.linear, weight=lm_head)}
-    read = states[:-1] if head.config.boundaries_for(10) != [10] else states[-1:]
-    hidden, cache = head.fuse(torch.cat(read, dim=-1)[None]), None
-    for step in range(STEPS):
-        new = tokens[None, 1 : LENGTH + 1] if step == 0 else tokens[None, LENGTH + step : LENGTH + step + 1]
-        out = head(hidden, inputs_embeds=embed[new], past_key_values=cache, use_cache=True, **more)
-        hidden, cache = out.last_hidden_state[:, -1:], out.past_key_values
-        yield out.logits[0]
+def test_a_wrong_forward_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A thousandth more in what is fused is enough, but where a norm takes it away again."""
+    plain = Eagle3DraftModel.fuse
+    monkeypatch.setattr(Eagle3DraftModel, "fuse", lambda head, features: plain(head, features * 1.001))
+    verdict = judge(variant("modelopt-gpt_oss_v3"), tmp_path / "norm")
+    assert verdict.good
+    verdict = judge(variant("eagle3_official-llama31_8b"), tmp_path / "plain")
+    assert not verdict.good
+    assert "DIFFERS" in str(verdict)
+
+
+def test_the_report_is_a_line_each_and_a_count(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [variant(name) for name in ("peagle-qwen3_8b", "modelopt-kimi_k2_mla", "eagle3_1-qwen3_30b")]
+    monkeypatch.setattr(layouts_report, "variants", lambda: few)
+    assert layouts_report.main([]) == 0
+    *lines, count = capsys.readouterr().out.splitlines()
+    assert [text.split()[0] for text in lines] == [each.id for each in few]
+    assert all("matches the reference to" in text and "layout " in text for text in lines)
+    assert "mask token 5" in lines[0]
+    assert "attention over a latent of 8" in lines[1]
+    assert count == "3 of 3 load and match the reference, 0 fail"
+    assert len(list(layouts_report.cases(departures=False))) == 3
+
+
+def test_the_report_fails_where_one_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(layouts_report, "variants", lambda: [variant("eagle3_official-llama31_8b")])
+    assert layouts_report.main(["--departures"]) == 0
+    assert "are refused as they should be, 0 fail" in capsys.readouterr().out
+    monkeypatch.setattr(Eagle3DraftModel, "to_target_ids", lambda head, ids: ids)
+    assert layouts_report.main([]) == 1
+    assert "its draft tokens mean other target tokens" in capsys.readouterr().out
+
+
+def test_there_are_45() -> None:
+    assert len(list(layouts_report.cases(departures=False))) == 45
 
 
 def test_the_log_tells_layout_and_conventions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    made = synthesise(next(each for each in variants() if each.id == "speculators_eagle3-trainer_2026"), tmp_path)
+    made = synthesise(variant("speculators_eagle3-trainer_2026"), tmp_path)
     with caplog.at_level(logging.INFO, logger="hf_eagle3"):
         head = hf_eagle3.load_head(tmp_path)
     assert not head.training
@@ -103,7 +85,7 @@ def test_the_log_tells_layout_and_conventions(tmp_path: Path, caplog: pytest.Log
 
 @pytest.mark.parametrize("kind", ["dflash", "dflash_speculators", "mtp", "medusa"])
 def test_other_drafters_are_refused_by_name(kind: str, tmp_path: Path) -> None:
-    synthesise(next(each for each in variants() if each.id == f"not_eagle-{kind}"), tmp_path)
+    synthesise(variant(f"not_eagle-{kind}"), tmp_path)
     names = {"dflash": "DFlash", "mtp": "multi-token-prediction", "medusa": "Medusa"}
     for load in (hf_eagle3.load_head, AutoModel.from_pretrained):
         with pytest.raises(ValueError, match=names[kind.split("_")[0]]):
@@ -114,11 +96,6 @@ def test_other_drafters_are_refused_by_name(kind: str, tmp_path: Path) -> None:
 def test_saved_as_ours_it_is_the_same_head(variant: Variant, tmp_path: Path) -> None:
     """Through `AutoModel`, which is what most people call, wherever the config tells a head from a plain model."""
     made = synthesise(variant, tmp_path / "theirs")
-    refused = kind(variant, made)
-    if refused not in (None, "final"):
-        with pytest.raises(ValueError, match=REFUSED[refused]):
-            hf_eagle3.load_head(tmp_path / "theirs")
-        return
     told = recognise(made.config) is not None
     head = (AutoModel.from_pretrained if told else hf_eagle3.load_head)(tmp_path / "theirs")
     assert isinstance(head, DraftHead)
