@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .configuration_eagle3 import Eagle3Config
 from .drafters.eagle3 import Eagle3CandidateGenerator
+from .drafters.parallel import ParallelCandidateGenerator
 from .generation import drafting_with, install, uninstall
 from .modeling_eagle3 import Eagle3DraftModel, Eagle3Output, load_head
 from .tree import DraftTree, TreeShape
@@ -32,6 +33,7 @@ __all__ = [
     "Eagle3Output",
     "Eagle3Trainer",
     "Eagle3TrainingArguments",
+    "ParallelCandidateGenerator",
     "TreeShape",
     "drafting_with",
     "install",
