@@ -126,8 +126,8 @@ def _warn_of_contested_ids(config: Any, source: str) -> None:
     ids = [boundary - 1 for boundary in config.target_boundaries]
     if ids in CONTESTED_IDS:
         logger.warning(
-            "%s names the layers %s, taken for those whose outputs it reads, as its exporter writes them, where "
-            "SGLang takes boundaries: if few drafts are accepted, load it with `target_boundaries=%s`.",
+            "%s names the layers %s, taken for those whose outputs it reads, as its exporter writes them; SGLang "
+            "takes boundaries, so if few drafts are accepted, load it with `target_boundaries=%s`.",
             source,
             ids,
             ids,

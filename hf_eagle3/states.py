@@ -141,10 +141,14 @@ def _find_last_layer(target: Any) -> nn.Module:
     if found is None:
         raise ValueError(_not_found(target, f"its decoder holds no list of {layers} layers"))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    handle = found.register_forward_hook(
-        lambda _, args, kwargs, output: seen.append((args[0] if args else kwargs["hidden_states"], _first(output))),
-        with_kwargs=True,
-    )
+    this_thread = threading.get_ident()  # others may be running the target
+
+    def see(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        entering = args[0] if args else kwargs.get("hidden_states")
+        if threading.get_ident() == this_thread and isinstance(entering, torch.Tensor):
+            seen.append((entering, _first(output)))
+
+    handle = found.register_forward_hook(see, with_kwargs=True)
     try:
         ids = torch.tensor([[0, 1]], device=input_device(target))
         out = target(ids, output_hidden_states=[layers - 1], use_cache=False)

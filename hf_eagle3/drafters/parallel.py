@@ -25,7 +25,7 @@ class ParallelCandidateGenerator(Eagle3CandidateGenerator):
     Drafts with an [`Eagle3DraftModel`] whose config says `parallel_drafting`; arguments as its base class has.
 
     Raises:
-        ValueError: if the head's config names no mask token.
+        ValueError: if the head's config names no mask token, or the head is offloaded.
     """
 
     def __init__(self, head: Eagle3DraftModel, target: PreTrainedModel, shape: TreeShape, **others: Any) -> None:
@@ -34,6 +34,11 @@ class ParallelCandidateGenerator(Eagle3CandidateGenerator):
             raise ValueError(
                 "The head drafts in parallel but its config does not say which token stands for those not drafted "
                 "yet; load it with `mask_token_id=...`, the id that it was trained with."
+            )
+        if head.mask_hidden is None or head.mask_hidden.is_meta:
+            raise ValueError(
+                "The head drafts in parallel and is offloaded, so the states of its masked slots are out of reach; "
+                "load it on one device (it is small)."
             )
         self.mask_token = head.config.mask_token_id
 

@@ -75,11 +75,16 @@ def taught(target: PreTrainedModel) -> Eagle3DraftModel:
 # ---------------------------------------------------------------------- what is drafted
 
 
-@pytest.mark.parametrize("top_k", [1, 4])
+LATENT = {"kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5}
+
+
+@pytest.mark.parametrize(("top_k", "fields"), [(1, {}), (4, {}), (4, {"sliding_window": 3}), (4, LATENT)])
 @torch.no_grad()
-def test_every_round_drafts_what_the_masked_forward_scores(target: PreTrainedModel, top_k: int) -> None:
+def test_every_round_drafts_what_the_masked_forward_scores(
+    target: PreTrainedModel, top_k: int, fields: dict[str, Any]
+) -> None:
     """Round after round on one cache, of which the masked slots keep nothing."""
-    head, ids = parallel_head(target), prompt(20)
+    head, ids = parallel_head(target, **fields), prompt(20)
     states = features_of(target, head, ids)
     drafter = ParallelCandidateGenerator(head, target, TreeShape(30, DEPTH, top_k))
     seen = 0
@@ -228,6 +233,14 @@ def test_without_a_mask_token_it_is_refused_before_anything_runs(target: PreTrai
 def test_a_mask_token_outside_the_vocabulary_is_refused(target: PreTrainedModel, token: int) -> None:
     with pytest.raises(ValueError, match=f"`mask_token_id` is {token}"):
         parallel_head(target, mask_token_id=token)
+
+
+def test_an_offloaded_head_is_refused_in_a_sentence(target: PreTrainedModel) -> None:
+    from accelerate import cpu_offload
+
+    head = cpu_offload(parallel_head(target), execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="drafts in parallel and is offloaded"):
+        target.generate(prompt(), max_new_tokens=4, assistant_model=head)
 
 
 def test_other_heads_have_no_masked_slots(target: PreTrainedModel) -> None:

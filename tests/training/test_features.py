@@ -103,6 +103,13 @@ def test_states_are_the_targets_whoever_is_beside(target: Any) -> None:
         assert torch.equal(example.best, expected)
 
 
+def test_what_leaves_the_last_layer_is_not_the_last_hidden_state(target: Any) -> None:
+    [example] = TargetStates(target, [4, 8]).examples([made(12, 0)])
+    normed = target.base_model.norm(example.features[:, 32:])
+    torch.testing.assert_close(normed, example.last_hidden, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(example.features[:, 32:], example.last_hidden)
+
+
 def test_an_adapted_target_is_asked_with_its_adapter(target: Any) -> None:
     plain = TargetStates(target, BOUNDARIES).examples([made(9, 0)])[0]
     adapted = get_peft_model(target, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))

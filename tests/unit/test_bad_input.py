@@ -272,7 +272,7 @@ def test_target_too_shallow_for_the_default_boundaries() -> None:
     [
         ({"vocab_size": 65}, ("64 tokens", "65")),
         ({"hidden_size": 16}, ("width 32", "16 wide")),
-        ({"num_hidden_layers": 5}, ("boundaries [2, 4, 5]", "5 layers")),
+        ({"num_hidden_layers": 4}, ("boundaries [2, 4, 5]", "4 layers")),
     ],
 )
 def test_head_and_target_that_do_not_belong_together(
