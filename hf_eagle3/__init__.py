@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from .configuration_eagle import EagleConfig
 from .configuration_eagle3 import Eagle3Config
+from .drafters.eagle import EagleCandidateGenerator
 from .drafters.eagle3 import Eagle3CandidateGenerator
 from .generation import drafting_with, install, uninstall
 from .loading import load_head
 from .modeling_eagle import EagleDraftModel
 from .modeling_eagle3 import Eagle3DraftModel, Eagle3Output
+from .static_tree import StaticTree
 from .tree import DraftTree, TreeShape
 
 if TYPE_CHECKING:
@@ -35,8 +37,10 @@ __all__ = [
     "Eagle3Output",
     "Eagle3Trainer",
     "Eagle3TrainingArguments",
+    "EagleCandidateGenerator",
     "EagleConfig",
     "EagleDraftModel",
+    "StaticTree",
     "TreeShape",
     "drafting_with",
     "install",

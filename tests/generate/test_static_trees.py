@@ -66,7 +66,7 @@ def ranked(
 def test_each_node_is_its_parents_ranked_child(target, kind: str, fields: dict[str, Any], paths: Any) -> None:
     head, ids, shape = random_head(target, kind, **fields), prompt(10), static_tree(paths)
     boundaries = head.config.boundaries_for(target.config.num_hidden_layers)
-    hidden = target(ids[:, :-1], output_hidden_states=boundaries).hidden_states
+    hidden = target(ids[:, :-1], output_hidden_states=True).hidden_states
     states = [hidden[boundary] for boundary in boundaries]
     drafter = drafter_for(head, target, shape, None)
     drafter.observe(states, end=ids.shape[1] - 1)
@@ -85,7 +85,7 @@ def test_few_words_and_few_levels_leave_a_smaller_tree(target) -> None:
     head, ids = random_head(target, "eagle3", draft_vocab_size=2), prompt(10)
     boundaries = head.config.boundaries_for(target.config.num_hidden_layers)
     with torch.no_grad():
-        hidden = target(ids[:, :-1], output_hidden_states=boundaries).hidden_states
+        hidden = target(ids[:, :-1], output_hidden_states=True).hidden_states
         for depth, nodes in ((2, [0, 1, 1, 2, 2, 2, 2]), (1, [0, 1, 1]), (0, [0])):
             drafter = drafter_for(head, target, static_tree(NAME), None)
             drafter.observe([hidden[boundary] for boundary in boundaries], end=ids.shape[1] - 1)

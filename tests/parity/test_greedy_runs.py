@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,20 +11,27 @@ from golden import BOUNDARY_GAP, ORDER_GAP, PAIRS, dump, golden_paths, pair, tre
 
 from hf_eagle3 import DraftTree, TreeShape
 from hf_eagle3 import generation as doors
+from hf_eagle3.drafters.base import TreeDrafter
 
 SHAPE = TreeShape(num_assistant_tokens=59, tree_depth=6, tree_top_k=10)  # total_token=60, depth=5, top_k=10
 RUNS = [(name, number) for name in PAIRS for number in range(9)]
 
 
-def recording(drafter: type, trees: list[DraftTree]) -> type:
-    """The drafter itself, whose trees go into a list."""
+def recording(make: Callable[..., TreeDrafter], trees: list[DraftTree]) -> Callable[..., TreeDrafter]:
+    """Makes the drafter itself, whose trees go into a list."""
 
-    class Recorder(drafter):  # type: ignore[misc]  # any drafter's class
-        def draft(self, *args: Any, **kwargs: Any) -> DraftTree:
-            trees.append(super().draft(*args, **kwargs))
+    def made(*args: Any, **kwargs: Any) -> TreeDrafter:
+        drafter = make(*args, **kwargs)
+        draft = drafter.draft
+
+        def recorded(*args: Any, **kwargs: Any) -> DraftTree:
+            trees.append(draft(*args, **kwargs))
             return trees[-1]
 
-    return Recorder
+        drafter.draft = recorded  # type: ignore[method-assign]
+        return drafter
+
+    return made
 
 
 def run(name: str, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[DraftTree]]:
