@@ -66,6 +66,30 @@ def test_a_target_that_is_offloaded_when_it_is_first_met() -> None:
     compare(target, oracle(target), {"max_new_tokens": 12}, input_ids=prompt())
 
 
+@pytest.mark.parametrize("offloaded", [False, True], ids=["on disk", "in memory"])
+def test_a_head_of_eagle1_predicts_with_offloaded_output_embeddings(
+    golden_target, golden_eagle1_head, offloaded: bool, tmp_path: Path
+) -> None:
+    from accelerate import cpu_offload
+
+    target = spread(tmp_path, disk="" if offloaded else "lm_head")
+    if offloaded:
+        target = cpu_offload(target, execution_device=torch.device("cpu"))
+    assert target.lm_head.weight.is_meta
+    ids = prompt(12, vocabulary=500)
+    pair = compare(target, golden_eagle1_head, OPTIONS, least=1.2, input_ids=ids)
+    whole = compare(golden_target, golden_eagle1_head, OPTIONS, input_ids=ids)
+    assert pair.drafted.acceptance_lengths == whole.drafted.acceptance_lengths
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_head_of_eagle1_in_another_dtype_than_the_output_embeddings_it_borrows(
+    golden_target, dtype: torch.dtype
+) -> None:
+    head = hf_eagle3.load_head(GOLDEN / "eagle1_llama_head", dtype=dtype)
+    compare(golden_target, head, OPTIONS, least=1.2, input_ids=prompt(12, vocabulary=500))
+
+
 def test_head_under_a_device_map(golden_target, tmp_path: Path) -> None:
     head = hf_eagle3.Eagle3DraftModel.from_pretrained(
         GOLDEN / "eagle3_llama_head", dtype=torch.float32, device_map="cpu"

@@ -134,6 +134,19 @@ def test_a_full_vocabulary_cannot_be_set() -> None:
         fresh_head().set_draft_vocabulary(torch.arange(64))
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"vocab_size": 63}, "63 tokens but the target has 64"),
+        ({"hidden_size": 64}, "width 64 but the target's are 32"),
+    ],
+)
+def test_another_targets_head(fields: dict[str, Any], words: str) -> None:
+    target, head = LlamaForCausalLM(ONE_LAYER).eval(), fresh_head(**fields)
+    with pytest.raises(ValueError, match=words):
+        target.generate(torch.tensor([[1, 2, 3]]), assistant_model=head, max_new_tokens=4)
+
+
 # ---------------------------------------------------------------------- told from plain models
 
 
