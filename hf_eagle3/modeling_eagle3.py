@@ -30,6 +30,7 @@ from transformers.utils import ModelOutput
 
 from . import checkpoint
 from .configuration_eagle3 import Eagle3Config
+from .publishing import Published
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class Eagle3DecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-class Eagle3PreTrainedModel(PreTrainedModel):
+class Eagle3PreTrainedModel(Published, PreTrainedModel):
     """What transformers must know of a head: its config, what cannot be split, which attentions it can run."""
 
     config_class = Eagle3Config
