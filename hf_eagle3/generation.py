@@ -211,6 +211,9 @@ def _is_released_head(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool
     """Whether a config.json is that of a head which calls itself something else, such as a Llama."""
     try:
         fields = head_files.read_config(source, kwargs)
+    except head_files.IsAdapter as adapter:
+        of_base = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+        return adapter.base is not None and _is_released_head(adapter.base, of_base)
     except (OSError, ValueError, TypeError):
         return False  # transformers says what is wrong with it, in its own words
     layout = layouts.recognise(fields)

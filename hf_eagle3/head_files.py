@@ -27,16 +27,25 @@ from .hub_files import HUB_ARGUMENTS, absent, fetch, hub_arguments
 
 # In the order of trust: safetensors before pickles where a repository holds both, as transformers does.
 WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"  # in an adapter's config: the head that it belongs to
 
 Tensors = dict[str, torch.Tensor]
+
+
+class IsAdapter(OSError):
+    """Raised where an adapter was found in place of a whole head; `base` is the head that it belongs to."""
+
+    def __init__(self, source: str | os.PathLike, base: str | None) -> None:
+        super().__init__(f"{source} holds an adapter of the head {base}; load that head, and put the adapter on it.")
+        self.base = base
 
 
 def read_config(source: str | os.PathLike, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """`config.json` of a folder or Hub repository, or a file that is one, as it is, whatever its `model_type`.
 
     Raises:
+        IsAdapter: if there is none, but an adapter's config.
         OSError: if there is none, or it is not JSON.
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
@@ -45,10 +54,7 @@ def read_config(source: str | os.PathLike, kwargs: Mapping[str, Any]) -> dict[st
         adapter = fetch(source, ADAPTER_CONFIG_NAME, hub)
         if adapter is None:
             raise absent(source, (CONFIG_NAME,), hub)
-        raise OSError(
-            f"{source} holds an adapter and no whole head: load the head {_read_json(adapter).get(BASE)} that it was "
-            f"trained on, and put it on with `head.load_adapter({str(source)!r})`."
-        )
+        raise IsAdapter(source, _read_json(adapter).get(BASE))
     return _read_json(path)
 
 
@@ -123,8 +129,13 @@ def read_generation_config(source: str | os.PathLike, hub: Mapping[str, Any]) ->
 
 
 __all__ = [
+    "ADAPTER_CONFIG_NAME",
+    "ADAPTER_WEIGHTS",
+    "BASE",
     "HUB_ARGUMENTS",
+    "IsAdapter",
     "Tensors",
+    "fetch",
     "hub_arguments",
     "read_config",
     "read_generation_config",

@@ -28,7 +28,7 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils import ModelOutput
 
-from . import checkpoint
+from . import checkpoint, head_files
 from .configuration_eagle3 import Eagle3Config
 from .publishing import Published
 
@@ -323,15 +323,27 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
 
         Takes what `PreTrainedModel.from_pretrained` takes, and any field of [`Eagle3Config`], which then wins
         (`target_boundaries=[...]` where a released config leaves them open). The structure is read from the tensors
-        first, the config second; every tensor is checked.
+        first, the config second; every tensor is checked. An adapter (LoRA) is put on the head that it names.
 
         Raises:
+            ImportError: if it is an adapter and peft is not installed.
             OSError: if there is no such repository or file, or a file cannot be read.
             ValueError: if a tensor is missing, unexpected, misshapen or not finite, or the layout is not known.
         """
-        found = checkpoint.read_checkpoint(pretrained_model_name_or_path, kwargs)
+        adapter = kwargs.pop("adapter_kwargs", None) or {}
+        given = dict(kwargs)
+        try:
+            found = checkpoint.read_checkpoint(pretrained_model_name_or_path, kwargs)
+        except head_files.IsAdapter as only:
+            hub = {name: given[name] for name in head_files.HUB_ARGUMENTS if given.get(name) is not None}
+            for name in ("revision", "subfolder", "config"):  # the adapter's, not those of its head
+                given.pop(name, None)
+            loaded = cls.from_pretrained(str(only.base), *model_args, **given)
+            return _with_adapter(loaded, pretrained_model_name_or_path, {**hub, **adapter})
         logger.info(found.described())
-        return cls._from_checkpoint(found, *model_args, **kwargs)
+        loaded = cls._from_checkpoint(found, *model_args, **kwargs)
+        followed = adapter.pop("_adapter_model_path", None)  # by AutoModel, from this adapter to its head
+        return loaded if followed is None else _with_adapter(loaded, followed, adapter)
 
     @classmethod
     def _from_checkpoint(cls, found: checkpoint.Checkpoint, *model_args: Any, **kwargs: Any) -> Any:
@@ -353,6 +365,17 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         """Save config, generation config and safetensors. Embeddings borrowed from a target are never among them."""
         super().save_pretrained(save_directory, *args, **kwargs)
         self.generation_config.save_pretrained(save_directory)
+
+
+def _with_adapter(loaded: Any, adapter: str | os.PathLike, hub: dict[str, Any]) -> Any:
+    """A head, or a head and what was said of its loading, with an adapter on it."""
+    head_files.fetch(adapter, head_files.ADAPTER_WEIGHTS, hub)  # which checks its hash; transformers would not
+    head = loaded[0] if isinstance(loaded, tuple) else loaded
+    try:
+        head.load_adapter(os.fspath(adapter), adapter_kwargs=hub)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{adapter} is an adapter, which needs peft: pip install 'hf-eagle3[train]'.") from error
+    return loaded
 
 
 def _expected_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:

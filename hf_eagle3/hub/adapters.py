@@ -13,10 +13,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from ..head_files import ADAPTER_CONFIG_NAME, BASE
+from ..head_files import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS, BASE
 from .repository import CARD, copy_records
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def is_adapter(head: Any) -> bool:
@@ -43,7 +41,7 @@ def lay_out(
     folder.mkdir(parents=True, exist_ok=True)
     own = isinstance(adapter, (str, os.PathLike))
     if own:
-        for name in (ADAPTER_CONFIG_NAME, WEIGHTS):
+        for name in (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS):
             if not Path(adapter, name).is_file():
                 raise OSError(f"{os.fspath(adapter)} has no {name}, which an adapter needs; save it again.")
             shutil.copyfile(Path(adapter, name), folder / name)
@@ -51,7 +49,7 @@ def lay_out(
         # peft would put the whole output matrix beside it, as if it had grown.
         adapter.save_pretrained(folder, save_embedding_layers=False)
         (folder / CARD).unlink(missing_ok=True)  # a form that nobody has filled in
-    _check(folder / WEIGHTS)
+    _check(folder / ADAPTER_WEIGHTS)
     base = _name_base(folder / ADAPTER_CONFIG_NAME, base)
     if records is not None or own:
         copy_records(records if records is not None else adapter, folder, asked=True)

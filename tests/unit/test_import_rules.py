@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layouts": {"configuration_eagle3", "head_files"},
     "checkpoint": {"layouts"},
     "publishing": set(),
-    "modeling_eagle3": {"configuration_eagle3", "checkpoint", "publishing"},
+    "modeling_eagle3": {"configuration_eagle3", "checkpoint", "head_files", "publishing"},
     "attention": {"tree"},
     "acceptance": {"tree"},
     "drafters": {"modeling_eagle3", "tree"},
