@@ -6,6 +6,9 @@ import importlib
 import os
 from typing import Any
 
+# What `save_pretrained(push_to_hub=True)` takes for the push.
+_HUB = ("repo_id", "private", "token", "revision", "commit_message", "commit_description", "create_pr")
+
 
 class Published:
     """Goes before `PreTrainedModel` among the bases of a head."""
@@ -44,6 +47,14 @@ class Published:
         """
         options = {name: value for name, value in locals().items() if name not in ("self", "repo_id")}
         return importlib.import_module("hf_eagle3.hub.push").push_to_hub(self, repo_id, **options)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As transformers has it; with `push_to_hub=True`, a whole repository is pushed and not these files alone."""
+        pushed = kwargs.pop("push_to_hub", False)
+        hub = {name: kwargs.pop(name) for name in _HUB if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if pushed:
+            self.push_to_hub(hub.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **hub)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:

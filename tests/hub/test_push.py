@@ -50,6 +50,20 @@ def test_a_repository_holds_everything_and_comes_back_byte_for_byte(hub: HubServ
     assert (last.oid, last.title, last.message) == (commit.oid, "First head", "All of it.")
 
 
+def test_saving_with_push_to_hub_pushes_all_of_it_too(
+    hub: HubServer, api: HfApi, trained: Path, tmp_path: Path
+) -> None:
+    head = hf_eagle3.load_head(trained)
+    head.save_pretrained(tmp_path / "named", push_to_hub=True, private=True, commit_message="Saved")
+    made = hub.repository("owner/named")
+    assert (made.private, made.at("main").title) == (True, "Saved")
+    assert set(made.files()) - {".gitattributes"} == OURS | RECORDS
+    head.save_pretrained(tmp_path / "named", push_to_hub=True, repo_id="owner/other")
+    assert hub.repository("owner/other").files() == made.files()
+    head.save_pretrained(tmp_path / "alone")
+    assert len(hub.repositories) == 2
+
+
 def test_weights_go_through_lfs_and_small_files_in_the_commit(hub: HubServer, api: HfApi, trained: Path) -> None:
     hf_eagle3.load_head(trained).push_to_hub("owner/head")
     entries = hub.repository("owner/head").at("main").entries
