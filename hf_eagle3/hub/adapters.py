@@ -12,22 +12,27 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..head_files import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS, BASE
 from .repository import CARD, copy_records
 
 
 def is_adapter(head: Any) -> bool:
-    """Whether `head` is a `PeftModel`, or the folder of a saved one."""
+    """Whether `head` is a `PeftModel`, the folder of a saved one, or a head that an adapter was put on."""
     if isinstance(head, (str, os.PathLike)):
         return os.path.isfile(os.path.join(head, ADAPTER_CONFIG_NAME))
+    return _is_peft_model(head) or getattr(head, "_hf_peft_config_loaded", False)
+
+
+def _is_peft_model(head: Any) -> bool:
     return hasattr(head, "peft_config") and hasattr(head, "get_base_model")
 
 
 def lay_out(
     adapter: Any, folder: str | os.PathLike, *, base: str | None = None, records: str | os.PathLike | None = None
 ) -> Path:
-    """Write the repository of `adapter`, a `PeftModel` of a head or the folder of a saved one, into `folder`.
+    """Write the repository of `adapter` (see `is_adapter`) into `folder`; of a head with one, the adapter alone.
 
     Args:
         base: Hub id of its head; what the adapter says if None.
@@ -47,8 +52,9 @@ def lay_out(
             shutil.copyfile(Path(adapter, name), folder / name)
     else:
         # peft would put the whole output matrix beside it, as if it had grown.
-        adapter.save_pretrained(folder, save_embedding_layers=False)
-        (folder / CARD).unlink(missing_ok=True)  # a form that nobody has filled in
+        adapter.save_pretrained(folder, **({"save_embedding_layers": False} if _is_peft_model(adapter) else {}))
+        for name in (CARD, CONFIG_NAME, GENERATION_CONFIG_NAME):  # a card that nobody has filled in, the head's own
+            (folder / name).unlink(missing_ok=True)
     _check(folder / ADAPTER_WEIGHTS)
     base = _name_base(folder / ADAPTER_CONFIG_NAME, base)
     if records is not None or own:

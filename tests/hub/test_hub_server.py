@@ -7,7 +7,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,17 +26,6 @@ from huggingface_hub.errors import (
 CONFIG = json.dumps({"model_type": "llama", "hidden_size": 48, "num_attention_heads": 4, "vocab_size": 64}).encode()
 WEIGHTS = bytes(range(256)) * 800
 FILES = {"config.json": CONFIG, "notes/words.txt": "Wörter\n".encode(), "model.safetensors": WEIGHTS}
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as hub:
-        yield hub
-
-
-@pytest.fixture
-def api(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HfApi:
-    return pointed_at(hub, monkeypatch, tmp_path / "home", token="hf_owner")
 
 
 @pytest.fixture

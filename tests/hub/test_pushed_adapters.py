@@ -75,6 +75,15 @@ def test_the_round_trip(hub: HubServer, adapter: Any, base: str, golden_target: 
         assert mean_acceptance(out) > 1.0
 
 
+def test_a_head_with_an_adapter_on_it_pushes_the_adapter(hub: HubServer, adapter: Any, base: str) -> None:
+    push_to_hub(adapter, "owner/lora")
+    hf_eagle3.load_head("owner/lora").push_to_hub("owner/again")
+    again = hub.repository("owner/again").files()
+    assert set(again) == FILES
+    assert json.loads(again["adapter_config.json"])["base_model_name_or_path"] == base
+    torch.testing.assert_close(drafts(hf_eagle3.load_head("owner/again")), drafts(adapter))
+
+
 def test_pefts_own_push_loads_back_too(hub: HubServer, adapter: Any, base: str) -> None:
     adapter.push_to_hub("owner/lora")
     loaded = PeftModel.from_pretrained(hf_eagle3.load_head(base), "owner/lora").eval()
