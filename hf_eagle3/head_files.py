@@ -28,6 +28,11 @@ from .hub_files import HUB_ARGUMENTS, absent, fetch, hub_arguments
 # In the order of trust: safetensors before pickles where a repository holds both, as transformers does.
 WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OF_ADAPTER = (
+    "revision",
+    "subfolder",
+    "config",
+)  # arguments that mean an adapter, where one is loaded, and not its head
 BASE = "base_model_name_or_path"  # in an adapter's config: the head that it belongs to
 
 Tensors = dict[str, torch.Tensor]
@@ -36,7 +41,7 @@ Tensors = dict[str, torch.Tensor]
 class IsAdapter(OSError):
     """Raised where an adapter was found in place of a whole head; `base` is the head that it belongs to."""
 
-    def __init__(self, source: str | os.PathLike, base: str | None) -> None:
+    def __init__(self, source: str | os.PathLike, base: str) -> None:
         super().__init__(f"{source} holds an adapter of the head {base}; load that head, and put the adapter on it.")
         self.base = base
 
@@ -54,7 +59,10 @@ def read_config(source: str | os.PathLike, kwargs: Mapping[str, Any]) -> dict[st
         adapter = fetch(source, ADAPTER_CONFIG_NAME, hub)
         if adapter is None:
             raise absent(source, (CONFIG_NAME,), hub)
-        raise IsAdapter(source, _read_json(adapter).get(BASE))
+        base = _read_json(adapter).get(BASE)
+        if not base:
+            raise OSError(f"{source} holds an adapter that does not say of which head; set `{BASE}` in its config.")
+        raise IsAdapter(source, base)
     return _read_json(path)
 
 
@@ -133,6 +141,7 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "BASE",
     "HUB_ARGUMENTS",
+    "OF_ADAPTER",
     "IsAdapter",
     "Tensors",
     "fetch",

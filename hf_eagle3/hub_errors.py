@@ -39,8 +39,8 @@ def explained(error: BaseException, repo_id: str, revision: str | None = None, t
         return OSError(_answered(cause, repo_id, revision, token))
     if isinstance(cause, (HTTPError, ConnectionError)):
         return OSError(
-            f"{constants.ENDPOINT} could not be reached for {repo_id} ({_first_line(cause)}), and the cache does not "
-            "hold it: check the connection, or HF_ENDPOINT if another Hub is meant."
+            f"{constants.ENDPOINT} could not be reached for {repo_id} ({_first_line(cause)}): check the "
+            "connection, or HF_ENDPOINT if another Hub is meant."
         )
     return OSError(f"{repo_id} could not be had from {constants.ENDPOINT} ({_first_line(error)}); try again.")
 

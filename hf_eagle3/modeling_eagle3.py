@@ -330,20 +330,19 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
             OSError: if there is no such repository or file, or a file cannot be read.
             ValueError: if a tensor is missing, unexpected, misshapen or not finite, or the layout is not known.
         """
-        adapter = kwargs.pop("adapter_kwargs", None) or {}
+        adapter = dict(kwargs.pop("adapter_kwargs", None) or {})
+        onto = adapter.pop("_adapter_model_path", None)  # AutoModel has followed this adapter to its head
         given = dict(kwargs)
         try:
             found = checkpoint.read_checkpoint(pretrained_model_name_or_path, kwargs)
         except head_files.IsAdapter as only:
             hub = {name: given[name] for name in head_files.HUB_ARGUMENTS if given.get(name) is not None}
-            for name in ("revision", "subfolder", "config"):  # the adapter's, not those of its head
-                given.pop(name, None)
-            loaded = cls.from_pretrained(str(only.base), *model_args, **given)
-            return _with_adapter(loaded, pretrained_model_name_or_path, {**hub, **adapter})
+            onto, adapter = pretrained_model_name_or_path, {**hub, **adapter}
+            kwargs = {name: value for name, value in given.items() if name not in head_files.OF_ADAPTER}
+            found = checkpoint.read_checkpoint(only.base, kwargs)
         logger.info(found.described())
         loaded = cls._from_checkpoint(found, *model_args, **kwargs)
-        followed = adapter.pop("_adapter_model_path", None)  # by AutoModel, from this adapter to its head
-        return loaded if followed is None else _with_adapter(loaded, followed, adapter)
+        return loaded if onto is None else _with_adapter(loaded, onto, adapter)
 
     @classmethod
     def _from_checkpoint(cls, found: checkpoint.Checkpoint, *model_args: Any, **kwargs: Any) -> Any:

@@ -296,6 +296,14 @@ def test_an_adapter_of_a_head_that_is_gone(hub: HubServer, api: HfApi) -> None:
     assert "owner/gone is no folder here" in sentence(OSError, lambda: hf_eagle3.load_head("owner/lora"))
 
 
+def test_adapters_that_lead_nowhere(hub: HubServer, api: HfApi) -> None:
+    """One that names no head, and one that names itself."""
+    for name, config in (("lost", {}), ("round", {"base_model_name_or_path": "owner/round"})):
+        hub.add_repository(f"owner/{name}", {"adapter_config.json": json.dumps(config).encode()})
+    assert "does not say of which head" in sentence(OSError, lambda: hf_eagle3.load_head("owner/lost"))
+    assert "holds an adapter of the head owner/round" in sentence(OSError, lambda: hf_eagle3.load_head("owner/round"))
+
+
 def test_a_config_that_is_no_json(hub: HubServer, api: HfApi) -> None:
     hub.add_repository("owner/odd", {"config.json": b"{model_type"})
     hub.add_repository("owner/list", {"config.json": b"[1]"})

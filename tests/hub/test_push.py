@@ -165,6 +165,24 @@ def test_an_upload_that_is_cut_shows_nothing_and_the_next_one_completes(
     assert torch.equal(hf_eagle3.load_head("owner/head").fc.weight, head.fc.weight)
 
 
+def test_while_an_update_is_cut_the_old_head_is_whole(hub: HubServer, api: HfApi, trained: Path) -> None:
+    head = hf_eagle3.load_head(trained)
+    head.push_to_hub("owner/head")
+    before = hub.repository("owner/head").files()
+    old = head.fc.weight.detach().clone()
+    with torch.no_grad():
+        head.fc.weight.mul_(2)
+    (trained / "training.json").write_text('{"steps": 48}')
+    hub.cut_uploads(1000)
+    sentence(OSError, lambda: head.push_to_hub("owner/head"))
+    assert hub.repository("owner/head").files() == before
+    assert torch.equal(hf_eagle3.load_head("owner/head").fc.weight, old)
+    hub.faults.clear()
+    head.push_to_hub("owner/head")
+    assert hub.repository("owner/head").files()["training.json"] == b'{"steps": 48}'
+    assert torch.equal(hf_eagle3.load_head("owner/head").fc.weight, head.fc.weight)
+
+
 def test_an_upload_that_is_cut_once_is_tried_again_by_itself(hub: HubServer, api: HfApi, native_head: Path) -> None:
     hub.cut_uploads(2)
     hf_eagle3.load_head(native_head).push_to_hub("owner/head")

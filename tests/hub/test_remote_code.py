@@ -69,13 +69,19 @@ def test_custom_generate(fresh: FreshProcesses, hub: HubServer, pushed: str, tmp
                                  num_assistant_tokens=4, **way)]
         outs += [target.generate(ids, **{**way, "revision": "released"})]
         outs += [target.generate(ids, **{**way, "custom_generate": folder}) for _ in range(2)]
+        from huggingface_hub import constants
+        from hf_eagle3.hub import custom_generate
+        constants.HF_HUB_OFFLINE = True
+        custom_generate._heads.clear()
+        outs += [target.generate(ids, **way)]
+        constants.HF_HUB_OFFLINE = False
+        outs += [target.generate(ids, **{**way, "custom_generate": folder})]
         found["same"] = [torch.equal(out.sequences, plain) for out in outs]
         found["accepted"] = [sum(out.acceptance_lengths[0]) / len(out.acceptance_lengths[0]) for out in outs]
         found["streamed"] = streamer.seen == plain[0].tolist() and streamer.ended
         enough = lambda ids, scores, **_: torch.tensor([ids.shape[1] >= 20])
         stopped = target.generate(ids, **way, stopping_criteria=[enough])
         found["stopped"] = stopped.sequences.shape[1]
-        from hf_eagle3.hub import custom_generate
         found["heads"] = len(custom_generate._heads)
         from helpers.targets import letters
         tokenizer = letters(512)
@@ -94,7 +100,7 @@ def test_custom_generate(fresh: FreshProcesses, hub: HubServer, pushed: str, tmp
         folder=str(folder),
     )
     assert "trust_remote_code=True" in found["asks"]
-    assert found["same"] == [True] * 5
+    assert found["same"] == [True] * 7
     assert all(accepted > 1.2 for accepted in found["accepted"]), found["accepted"]
     assert found["streamed"]
     assert found["stopped"] == 20
