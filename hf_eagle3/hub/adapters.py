@@ -17,6 +17,8 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from ..head_files import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS, BASE
 from .repository import CARD, copy_records
 
+_FORM = "[More Information Needed]"
+
 
 def is_adapter(head: Any) -> bool:
     """Whether `head` is a `PeftModel`, the folder of a saved one, or a head that an adapter was put on."""
@@ -44,23 +46,34 @@ def lay_out(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    own = isinstance(adapter, (str, os.PathLike))
-    if own:
-        for name in (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS):
-            if not Path(adapter, name).is_file():
-                raise OSError(f"{os.fspath(adapter)} has no {name}, which an adapter needs; save it again.")
-            shutil.copyfile(Path(adapter, name), folder / name)
+    if isinstance(adapter, (str, os.PathLike)):
+        _copy(Path(adapter), folder)
+        records = adapter if records is None else records
     else:
-        # peft would put the whole output matrix beside it, as if it had grown.
-        adapter.save_pretrained(folder, **({"save_embedding_layers": False} if _is_peft_model(adapter) else {}))
-        for name in (CARD, CONFIG_NAME, GENERATION_CONFIG_NAME):  # a card that nobody has filled in, the head's own
-            (folder / name).unlink(missing_ok=True)
+        _save(adapter, folder)
     _check(folder / ADAPTER_WEIGHTS)
     base = _name_base(folder / ADAPTER_CONFIG_NAME, base)
-    if records is not None or own:
-        copy_records(records if records is not None else adapter, folder, asked=True)
+    if records is not None:
+        copy_records(records, folder, asked=True)
     _write_card(folder, base)
     return folder
+
+
+def _copy(source: Path, folder: Path) -> None:
+    for name in (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS):
+        if not (source / name).is_file():
+            raise OSError(f"{source} has no {name}, which an adapter needs; save it again.")
+        shutil.copyfile(source / name, folder / name)
+
+
+def _save(adapter: Any, folder: Path) -> None:
+    """The adapter alone: not the head's config, and not the output matrix that peft would put beside it, as if it had
+    grown."""
+    adapter.save_pretrained(folder, **({"save_embedding_layers": False} if _is_peft_model(adapter) else {}))
+    for name in (CARD, CONFIG_NAME, GENERATION_CONFIG_NAME):
+        (folder / name).unlink(missing_ok=True)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ValueError("The head has no adapter named `default`, which is the one that is pushed; name it so.")
 
 
 def _check(path: Path) -> None:
@@ -98,7 +111,8 @@ def _is_repository(name: Any) -> bool:
 
 
 def _write_card(folder: Path, base: str) -> None:
-    if (folder / CARD).is_file():
+    """A card of its own is left alone, but for the form that peft saves and nobody has filled in."""
+    if (folder / CARD).is_file() and _FORM not in (folder / CARD).read_text(encoding="utf-8"):
         return
     data = ModelCardData(
         base_model=base, library_name="peft", tags=["eagle3", "speculative-decoding", "draft-model", "lora"]

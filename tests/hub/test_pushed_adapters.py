@@ -13,7 +13,7 @@ from helpers.hub_server import HubServer
 from helpers.sentences import sentence
 from helpers.targets import GOLDEN
 from huggingface_hub import HfApi, ModelCard
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModel, PreTrainedModel
 from typer.testing import CliRunner
@@ -141,6 +141,11 @@ def test_the_command_takes_the_folder_of_a_training_run(
     done = CliRunner().invoke(app, ["push", str(folder), "owner/lora"], catch_exceptions=False)
     assert f"/owner/lora/commit/{hub.repository('owner/lora').at('main').oid}" in done.stdout
     assert set(hub.repository("owner/lora").files()) == FILES | {"training.json"}
+    assert "More Information Needed" in (folder / "README.md").read_text()  # peft's form, which is not pushed
+    assert "More Information Needed" not in ModelCard.load("owner/lora").text
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    push_to_hub(folder, "owner/mine")
+    assert hub.repository("owner/mine").files()["README.md"] == (folder / "README.md").read_bytes()
     loaded = PeftModel.from_pretrained(hf_eagle3.load_head(base), "owner/lora").eval()
     torch.testing.assert_close(drafts(loaded), drafts(adapter))
 
@@ -156,6 +161,12 @@ def test_a_head_that_only_this_machine_has(hub: HubServer, api: HfApi, native_he
     assert config["base_model_name_or_path"] == "owner/head"
     assert str(tmp_path) not in json.dumps(config)
     assert AutoModel.from_pretrained("owner/lora").config.vocab_size == 512
+
+
+def test_an_adapter_of_another_name_is_refused(hub: HubServer, base: str) -> None:
+    head = hf_eagle3.load_head(base)
+    model = PeftModel(head, LoraConfig(r=2, target_modules=["q_proj"]), adapter_name="second")
+    assert "no adapter named `default`" in sentence(ValueError, lambda: push_to_hub(model, "owner/lora"))
 
 
 def test_broken_adapters_are_refused(hub: HubServer, api: HfApi, adapter: Any, tmp_path: Path) -> None:
