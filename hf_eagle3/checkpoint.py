@@ -81,8 +81,7 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
         ValueError: if the layout is not a head's that we know, or its tensors make no head.
     """
     given = kwargs.pop("config", None)
-    hub = {name: kwargs.pop(name) for name in head_files.HUB_ARGUMENTS if name in kwargs}
-    hub = {name: value for name, value in hub.items() if value is not None}
+    hub = head_files.hub_arguments(source, kwargs)
     files = head_files.weight_files(kwargs)
     overrides = {name: kwargs.pop(name) for name in CONFIG_FIELDS & kwargs.keys()}
     fields = head_files.read_config(given if isinstance(given, (str, os.PathLike)) else source, hub)
@@ -102,6 +101,7 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
     ours = isinstance(given, HeadConfig)
     config = given if ours else MAKERS[layout.heads](fields, tensors, layout, str(source))
     config = _overridden(config, overrides)
+    config.__dict__.pop("auto_map", None)  # that code does not go where the head is saved next
     _warn_of_contested_ids(config, str(source))
     _fill_vocabulary_maps(tensors, config, str(source))
     return Checkpoint(config, tensors, dtype, head_files.read_generation_config(source, hub), str(source), layout.name)

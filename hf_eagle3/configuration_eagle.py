@@ -117,6 +117,10 @@ class EagleConfig(PreTrainedConfig):
         return [LAST_HIDDEN_STATE]
 
     @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Does nothing: `trust_remote_code` asks for it, and saved heads would then carry copies of this file."""
+
+    @classmethod
     def from_target(cls, target_config: PreTrainedConfig, **overrides: Any) -> EagleConfig:
         """The configuration of a fresh head for any decoder-only target: one decoder layer of the target's geometry.
 

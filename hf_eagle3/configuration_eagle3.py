@@ -226,6 +226,10 @@ class Eagle3Config(PreTrainedConfig):
         return boundaries
 
     @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Does nothing: `trust_remote_code` asks for it, and saved heads would then carry copies of this file."""
+
+    @classmethod
     def from_target(
         cls, target_config: PreTrainedConfig, draft_vocab_size: int | None = None, **overrides: Any
     ) -> Eagle3Config:

@@ -216,13 +216,22 @@ def _is_released_head(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool
     """Whether a config.json is that of a head which calls itself something else, such as a Llama. Where only tensors
     could tell it is left to transformers: nobody who asks for a Llama may get a head."""
     try:
-        fields = head_files.read_config(source, kwargs)
+        fields = _config_of(source, kwargs)
     except (OSError, ValueError, TypeError):
         return False  # transformers says what is wrong with it, in its own words
     layout = layouts.recognise(fields)
     if layout is None or (layout.refused and kwargs.get("trust_remote_code")):
         return False  # code of its own may know what to do with it
     return layout.name != layouts.NATIVE
+
+
+def _config_of(source: str | os.PathLike, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a repository; of an adapter, that of the model it belongs to."""
+    try:
+        return head_files.read_config(source, kwargs)
+    except head_files.IsAdapter as adapter:
+        of_base = {name: value for name, value in kwargs.items() if name not in head_files.OF_ADAPTER}
+        return head_files.read_config(adapter.base, of_base)
 
 
 # ---------------------------------------------------------------------- install and uninstall

@@ -17,6 +17,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from . import checkpoint
+from .adapted import Adapter, read_adapted
+from .publishing import Published
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 TREE_KNOBS = ("num_assistant_tokens", "tree_depth", "tree_top_k", "draft_tree")
 
 
-class DraftHead(PreTrainedModel):
+class DraftHead(Published, PreTrainedModel):
     """
     Base class of draft heads.
 
@@ -151,24 +153,28 @@ class DraftHead(PreTrainedModel):
 
         Takes what `PreTrainedModel.from_pretrained` takes, and any field of the head's config, which then wins
         (`target_boundaries=[...]` where a released EAGLE-3 config leaves them open). The structure is read from the
-        tensors first, the config second; every tensor is checked.
+        tensors first, the config second; every tensor is checked. An adapter (LoRA) is put on the head that it names.
 
         Raises:
+            ImportError: if it is an adapter and peft is not installed.
             OSError: if there is no such repository or file, or a file cannot be read.
             ValueError: if a tensor is missing, unexpected, misshapen or not finite, or the layout is not known, or is
                 that of another kind of head.
         """
-        found = checkpoint.read_checkpoint(pretrained_model_name_or_path, kwargs)
+        found, adapter = read_adapted(pretrained_model_name_or_path, kwargs)
         if not isinstance(found.config, cls.config_class):
             raise ValueError(
                 f"{found.source} holds a head of layout {found.layout}, which is no {cls.__name__}; load it with "
                 "`hf_eagle3.load_head`, which knows each head's class."
             )
-        return cls.from_checkpoint(found, *model_args, **kwargs)
+        return cls.from_checkpoint(found, adapter, *model_args, **kwargs)
 
     @classmethod
-    def from_checkpoint(cls, found: checkpoint.Checkpoint, *model_args: Any, **kwargs: Any) -> Any:
-        """The head that a checkpoint of this class's config holds; `kwargs` as `from_pretrained` takes them."""
+    def from_checkpoint(
+        cls, found: checkpoint.Checkpoint, adapter: Adapter | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """The head that a checkpoint of this class's config holds, with an adapter on it if there is one; `kwargs` as
+        `from_pretrained` takes them."""
         logger.info(found.described())
         tensors = dict(found.tensors)
         checkpoint.check_tensors(tensors, cls._expected_shapes(found.config), source=found.source)
@@ -182,6 +188,8 @@ class DraftHead(PreTrainedModel):
                 if not hasattr(head.generation_config, name):
                     setattr(head.generation_config, name, None)
         head.config.name_or_path = head.name_or_path = found.source
+        if adapter is not None:
+            adapter.put_on(head)
         return head if info is None else (head, info)
 
     @classmethod
@@ -190,11 +198,6 @@ class DraftHead(PreTrainedModel):
         with torch.device("meta"):
             head = cls(config)
         return {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save config, generation config and safetensors. Embeddings borrowed from a target are never among them."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        self.generation_config.save_pretrained(save_directory)
 
 
 __all__ = ["TREE_KNOBS", "DraftHead"]

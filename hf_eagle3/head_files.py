@@ -1,6 +1,6 @@
 """The files of a head: its `config.json` as it is, its tensors, its generation config; from a folder or the Hub.
 
-Nothing in them is ever run. Knows nothing of what the fields and tensors mean.
+Nothing in them is ever run. Knows nothing of what the fields and tensors mean, nor how a file is had from the Hub.
 """
 
 from __future__ import annotations
@@ -13,25 +13,67 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import GenerationConfig, PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-from transformers.utils.hub import cached_file
+from transformers import GenerationConfig
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
+
+from .hub_files import HUB_ARGUMENTS, absent, fetch, hub_arguments
 
 # In the order of trust: safetensors before pickles where a repository holds both, as transformers does.
 WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OF_ADAPTER = (
+    "revision",
+    "subfolder",
+    "config",
+)  # arguments that mean an adapter, where one is loaded, and not its head
+BASE = "base_model_name_or_path"  # in an adapter's config: the head that it belongs to
 
 Tensors = dict[str, torch.Tensor]
 
 
+class IsAdapter(OSError):
+    """Raised where an adapter was found in place of a whole head; `base` is the head that it belongs to."""
+
+    def __init__(self, source: str | os.PathLike, base: str) -> None:
+        super().__init__(f"{source} holds an adapter of the head {base}; load that head, and put the adapter on it.")
+        self.base = base
+
+
 def read_config(source: str | os.PathLike, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json` of a folder or Hub repository as it is, whatever its `model_type`.
+    """`config.json` of a folder or Hub repository, or a file that is one, as it is, whatever its `model_type`.
 
     Raises:
+        IsAdapter: if there is none, but an adapter's config.
         OSError: if there is none, or it is not JSON.
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-    return PreTrainedConfig.get_config_dict(source, **hub)[0]
+    path = os.fspath(source) if os.path.isfile(source) else fetch(source, CONFIG_NAME, hub)
+    if path is None:
+        adapter = fetch(source, ADAPTER_CONFIG_NAME, hub)
+        if adapter is None:
+            raise absent(source, (CONFIG_NAME,), hub)
+        base = _read_json(adapter).get(BASE)
+        if not base:
+            raise OSError(f"{source} holds an adapter that does not say of which head; set `{BASE}` in its config.")
+        raise IsAdapter(source, base)
+    return _read_json(path)
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise OSError(f"{path} is not JSON ({_first_line(error)}); download or save it again.") from error
+    if not isinstance(found, dict):
+        raise OSError(f"{path} holds a JSON {type(found).__name__}, but an object is needed; save it again.")
+    return found
 
 
 def weight_files(kwargs: dict[str, Any]) -> tuple[str, ...]:
@@ -46,17 +88,19 @@ def weight_files(kwargs: dict[str, Any]) -> tuple[str, ...]:
 
 def read_tensors(source: str, hub: Mapping[str, Any], files: tuple[str, ...]) -> Tensors:
     for name in files:
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
+        path = fetch(source, name, hub)
         if path is None:
             continue
         if not name.endswith(".index.json"):
             return _read_file(path)
-        shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
         tensors: Tensors = {}
-        for shard in shards:
-            tensors |= _read_file(str(cached_file(source, shard, **hub)))
+        for shard in sorted(set(_read_json(path)["weight_map"].values())):
+            part = fetch(source, shard, hub)
+            if part is None:
+                raise absent(source, (shard,), hub)
+            tensors |= _read_file(part)
         return tensors
-    raise OSError(f"{source} holds none of {', '.join(files)}; a head needs its weights in one of them.")
+    raise absent(source, files, hub)
 
 
 def _read_file(path: str) -> Tensors:
@@ -88,10 +132,22 @@ def _first_line(error: Exception) -> str:
 
 
 def read_generation_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> GenerationConfig | None:
-    path = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False, **hub)
-    if path is None:
-        return None
-    try:
-        return GenerationConfig(**json.loads(Path(path).read_text()))
-    except json.JSONDecodeError as error:
-        raise OSError(f"{path} is not JSON ({error.msg}); delete it or save the head again.") from error
+    path = fetch(source, GENERATION_CONFIG_NAME, hub)
+    return None if path is None else GenerationConfig(**_read_json(path))
+
+
+__all__ = [
+    "ADAPTER_CONFIG_NAME",
+    "ADAPTER_WEIGHTS",
+    "BASE",
+    "HUB_ARGUMENTS",
+    "OF_ADAPTER",
+    "IsAdapter",
+    "Tensors",
+    "fetch",
+    "hub_arguments",
+    "read_config",
+    "read_generation_config",
+    "read_tensors",
+    "weight_files",
+]

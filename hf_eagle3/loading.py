@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .checkpoint import read_checkpoint
+from .adapted import read_adapted
 from .configuration_eagle import EagleConfig
 from .configuration_eagle3 import Eagle3Config
 from .head import DraftHead
@@ -22,8 +22,8 @@ HEADS: dict[type[PreTrainedConfig], type[DraftHead]] = {Eagle3Config: Eagle3Draf
 
 def head_from(id_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any) -> Any:
     """What [`DraftHead.from_pretrained`] gives, by the class that the checkpoint is of."""
-    found = read_checkpoint(id_or_path, kwargs)
-    return HEADS[type(found.config)].from_checkpoint(found, *model_args, **kwargs)
+    found, adapter = read_adapted(id_or_path, kwargs)
+    return HEADS[type(found.config)].from_checkpoint(found, adapter, *model_args, **kwargs)
 
 
 def load_head(id_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -38,7 +38,7 @@ def load_head(id_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         an [`Eagle3DraftModel`], or an [`EagleDraftModel`] for heads of EAGLE-1, EAGLE-2 and HASS.
 
     Raises:
-        OSError, ValueError: as [`DraftHead.from_pretrained`] does; heads of other kinds are refused by name.
+        ImportError, OSError, ValueError: as [`DraftHead.from_pretrained`] does; heads of other kinds are refused by name.
     """
     return head_from(id_or_path, **kwargs).eval()
 

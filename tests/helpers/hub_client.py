@@ -51,13 +51,14 @@ class _Clock:
 
 
 def pointed_at(
-    server: HubServer,
+    server: HubServer | str,
     monkeypatch: pytest.MonkeyPatch,
     home: Path | str,
     token: str | None = None,
     longest_wait: float = 0.02,
 ) -> HfApi:
-    """Sets this process's client, and transformers and datasets where they are loaded, on `server` for one test.
+    """Sets this process's client, and transformers and datasets where they are loaded, on `server`, or the one at
+    that address, for one test.
 
     The cache and the token's file are below `home`; `token` is what HF_TOKEN holds; between its tries the client waits
     `longest_wait` seconds at most. A module that is imported for the first time after this keeps what it then copies.
@@ -73,19 +74,20 @@ def pointed_at(
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, SWITCHES[name])
 
-    values = _constants(server.url, Path(home), constants.HF_URL_HOSTS)
+    url = server if isinstance(server, str) else server.url
+    values = _constants(url, Path(home), constants.HF_URL_HOSTS)
     for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(hf_api.api, "endpoint", server.url)
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
     monkeypatch.setattr(hf_api.api, "_whoami_cache", {})
     monkeypatch.setattr(_cache_manager, "HF_HUB_CACHE", values["HF_HUB_CACHE"])
     monkeypatch.setattr(_cache_assets, "HF_ASSETS_CACHE", values["HF_ASSETS_CACHE"])
-    monkeypatch.setattr(_git_credential, "ENDPOINT", server.url)
-    _set_where_loaded(monkeypatch, server.url)
+    monkeypatch.setattr(_git_credential, "ENDPOINT", url)
+    _set_where_loaded(monkeypatch, url)
     for module in (_http, file_download):
         monkeypatch.setattr(module, "time", _Clock(longest_wait))
     _http.close_session()  # a client made before would not know of NO_PROXY
-    return hf_api.HfApi(endpoint=server.url, token=token)
+    return hf_api.HfApi(endpoint=url, token=token)
 
 
 def _constants(url: str, home: Path, hosts: frozenset[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 LARGE = ("arrow", "bin", "ckpt", "gguf", "gz", "h5", "npy", "npz", "onnx", "parquet", "pt", "pth", "safetensors")
 ATTRIBUTES = "".join(f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LARGE)
+PULL_REQUESTS = "refs/pr/"  # what their branches' names begin with
 EPOCH = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from helpers.hub_repositories import Account
 from helpers.hub_server import HubServer
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
-    BadRequestError,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
@@ -28,17 +26,6 @@ from huggingface_hub.errors import (
 CONFIG = json.dumps({"model_type": "llama", "hidden_size": 48, "num_attention_heads": 4, "vocab_size": 64}).encode()
 WEIGHTS = bytes(range(256)) * 800
 FILES = {"config.json": CONFIG, "notes/words.txt": "Wörter\n".encode(), "model.safetensors": WEIGHTS}
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as hub:
-        yield hub
-
-
-@pytest.fixture
-def api(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HfApi:
-    return pointed_at(hub, monkeypatch, tmp_path / "home", token="hf_owner")
 
 
 @pytest.fixture
@@ -282,7 +269,7 @@ def test_tokens_and_roles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         assert not api.repo_exists("lab/head", token="hf_owner")
 
 
-def test_commits_build_on_their_parent_and_pull_requests_are_refused(hub: HubServer, api: HfApi) -> None:
+def test_commits_build_on_their_parent(hub: HubServer, api: HfApi) -> None:
     first = hub.add_repository("owner/head", FILES).at("main").oid
     api.delete_file("config.json", "owner/head", parent_commit=first)
     with pytest.raises(HfHubHTTPError, match="A commit has happened since"):
@@ -290,9 +277,21 @@ def test_commits_build_on_their_parent_and_pull_requests_are_refused(hub: HubSer
     api.delete_folder("notes", "owner/head")
     with pytest.raises(EntryNotFoundError):
         api.delete_file("config.json", "owner/head")
-    with pytest.raises(BadRequestError, match="keeps no pull requests"):
-        api.upload_file(path_or_fileobj=b"x", path_in_repo="x", repo_id="owner/head", create_pr=True)
     assert set(hub.repository("owner/head").files()) == {".gitattributes", "model.safetensors"}
+
+
+def test_a_pull_request_is_a_branch_that_a_reader_may_open(hub: HubServer, api: HfApi) -> None:
+    hub.add_repository("owner/head", FILES)
+    where = {"path_in_repo": "x.bin", "repo_id": "owner/head", "token": "hf_guest"}
+    with pytest.raises(HfHubHTTPError, match="may not write"):
+        api.upload_file(path_or_fileobj=b"large", **where)
+    opened = api.upload_file(path_or_fileobj=b"large", create_pr=True, **where)
+    assert (opened.pr_num, opened.pr_revision) == (1, "refs/pr/1")
+    assert "x.bin" not in hub.repository("owner/head").files()
+    assert contents(snapshot_download("owner/head", revision="refs/pr/1"))["x.bin"] == b"large"
+    refs = api.list_repo_refs("owner/head", include_pull_requests=True)
+    assert [one.name for one in refs.branches] == ["main"]
+    assert [one.ref for one in refs.pull_requests or []] == ["refs/pr/1"]
 
 
 def test_listings_come_in_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
