@@ -103,8 +103,8 @@ def target_of(facts: Facts) -> str | None:
 
 
 def eval_results(facts: Facts) -> list[Any]:
-    """The model index: acceptance length and ratio of every file of questions at every temperature."""
-    return [
+    """The model index: acceptance length and ratio of every file of questions at every temperature, file by file."""
+    results = [
         _result(facts, each, row, metric, name)
         for each in facts.evaluations
         if not each.lossless
@@ -113,6 +113,8 @@ def eval_results(facts: Facts) -> list[Any]:
         for metric, name in _METRICS
         if getattr(row, metric) is not None
     ]
+    files = [result.unique_identifier for result in results]
+    return sorted(results, key=lambda result: files.index(result.unique_identifier))  # as the index holds them
 
 
 def _result(facts: Facts, evaluation: Evaluation, row: Row, metric: str, name: str) -> Any:

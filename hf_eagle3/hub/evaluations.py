@@ -178,7 +178,7 @@ def _row(row: _Reader, settings: _Reader) -> Row:
         raise ValueError(f"{row.file} has a row without name or temperature: measure again with `hf-eagle3 eval`.")
     rates = row.items("acceptance_rates")
     asked = [pair[1] for pair in row.items("acceptance_counts") if isinstance(pair, list) and len(pair) == 2]
-    if not all(isinstance(rate, (int, float)) for rate in rates) or (asked and len(asked) != len(rates)):
+    if not all(isinstance(rate, (int, float)) for rate in rates) or (rates and asked and len(asked) != len(rates)):
         raise ValueError(f"{row.file} has acceptance rates and counts that do not go together: measure again.")
     return Row(
         name=name,
