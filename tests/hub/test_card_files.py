@@ -21,12 +21,14 @@ EARLY = {"provenance": {"settings": {"temperature": 0.0, "tree": {}, "dtype": "t
 
 @pytest.fixture
 def folder(pair_folders, tmp_path: Path) -> Path:
-    return make_head_folder(tmp_path / "tiny-head", Path(pair_folders.head), {"trees.json": SWEEP, "early.json": EARLY})
+    return make_head_folder(
+        tmp_path / "tiny-head", Path(pair_folders.head), {"trees.json": SWEEP, "early.json": EARLY}
+    )
 
 
 def refusal(folder: Path) -> str:
     """The sentence that refuses `folder`, after which there is no card."""
-    with pytest.raises(ValueError, match=".") as refused:
+    with pytest.raises(ValueError, match=r".") as refused:
         write_card(folder)
     told = str(refused.value)
     assert "\n" not in told
@@ -37,7 +39,8 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize("name", ["training.json", "config.json", "evaluation/early.json"])
 @pytest.mark.parametrize(
-    "contents", ['{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', "{", "", "[1]", "\xff\xfe", '{"a": ' + "[" * 100_000]
+    "contents",
+    ['{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', "{", "", "[1]", "\xff\xfe", '{"a": ' + "[" * 100_000],
 )
 def test_a_file_that_is_no_object_of_finite_numbers(folder: Path, name: str, contents: str) -> None:
     (folder / name).write_bytes(contents.encode("latin-1"))
@@ -116,7 +119,10 @@ def test_early_records_are_completed_by_hand_and_never_contradicted(folder: Path
     words = {"records": {"early.json": {"tree": tree}}}
     (folder / "card.yaml").write_text(yaml.safe_dump(words))
     assert "a tree of 9 nodes, 3 levels, top-4" in render_card(folder)
-    other = {**EARLY, "provenance": {"settings": {**EARLY["provenance"]["settings"], "tree": {**tree, "tree_depth": 4}}}}
+    other = {
+        **EARLY,
+        "provenance": {"settings": {**EARLY["provenance"]["settings"], "tree": {**tree, "tree_depth": 4}}},
+    }
     (folder / "evaluation" / "early.json").write_text(json.dumps(other))
     assert "early.json" in refusal(folder)
 
@@ -131,7 +137,11 @@ def test_early_records_may_be_called_lossless_checks(folder: Path) -> None:
 def test_the_target_comes_from_the_recipe_where_nobody_says_it(folder: Path) -> None:
     (folder / "card.yaml").unlink()
     recipe = folder / "recipe.yaml"
-    for said, target in (("org/model", "org/model"), (None, "HuggingFaceTB/SmolLM2-135M-Instruct"), ("/some/where", None)):
+    for said, target in (
+        ("org/model", "org/model"),
+        (None, "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("/some/where", None),
+    ):
         recipe.write_text(yaml.safe_dump({"target": said}))
         assert target_of(read_facts(folder)) == target
 
