@@ -74,9 +74,10 @@ def card_data(facts: Facts) -> Any:
     from huggingface_hub import ModelCardData
 
     words, target, results = facts.words, target_of(facts), eval_results(facts)
+    base = base_head_of(facts) if facts.adapter else target
     return ModelCardData(
-        base_model=target,
-        base_model_relation=words.base_model_relation if target else None,
+        base_model=base,
+        base_model_relation=words.base_model_relation if base else None,
         language=words.language,
         license=words.license,
         license_name=words.license_name,
@@ -97,8 +98,15 @@ def target_of(facts: Facts) -> str | None:
     if "target" not in facts.recipe:
         return None
     named = facts.recipe["target"]
-    if named is None:  # what a recipe says that names no target
-        return TARGET_ID
+    return TARGET_ID if named is None else _hub_id(named)  # a recipe that names no target means the embedded one
+
+
+def base_head_of(facts: Facts) -> str | None:
+    """The Hub id of the head that an adapter belongs to; None where its config names a folder, or nothing."""
+    return _hub_id(facts.config.get("base_model_name_or_path"))
+
+
+def _hub_id(named: Any) -> str | None:
     return named if isinstance(named, str) and _HUB_ID.fullmatch(named) and not Path(named).exists() else None
 
 
@@ -160,6 +168,8 @@ def _view(facts: Facts) -> dict[str, Any]:
         "name": facts.name,
         "id": facts.repo_id or facts.name,
         "target": target,
+        "adapter": facts.adapter,
+        "base": base_head_of(facts),
         "install": release.INSTALL_COMMAND,
         "words": facts.words.written(_facts_for_words(facts)),
         "speeds": [_speed(facts, each, temperature) for each in timed for temperature in each.temperatures],

@@ -255,7 +255,9 @@ def test_an_adapter_has_a_card_too(folder: Path) -> None:
     card = render_card(folder)
     assert "| adapter of | some/head |" in card
     assert "| rank | 8 |" in card
+    assert 'load_head("some/head", dtype=target.dtype)\nhead.load_adapter("tiny-head")' in card
     assert ModelCard(card).data.library_name == "peft"
+    assert ModelCard(card).data.base_model == "some/head"
 
 
 def test_the_same_files_give_the_same_bytes(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,9 +20,17 @@ LEFT_BEHIND = (
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree, without what is not tracked."""
+    """The tree as git has it or would take it; where there is no git, all but what LEFT_BEHIND names."""
     folder = tmp_path_factory.mktemp("source") / "hf-eagle3"
-    shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+    if not (REPOSITORY / ".git").exists():
+        shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+        return folder
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    known = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, known):
+        if (REPOSITORY / name).is_file():  # not yet, where a deletion is not committed
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, folder / name)
     return folder
 
 

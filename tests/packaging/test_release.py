@@ -37,10 +37,11 @@ def wrong_names(text: str, requirements: bool = False) -> list[str]:
     if wanted.url is not None:
         wrong += _INDEX.findall(text)  # no index has it yet
     for line in text.splitlines() if requirements else ():
-        line = line.partition(" #")[0].strip()
-        if line and not line.startswith(("#", "-")):
-            given = Requirement(line)
-            same = (given.url, given.specifier) == (wanted.url, wanted.specifier)
+        asked, _, comment = line.partition(" #")
+        if asked.strip() and not asked.startswith(("#", "-")):
+            given = Requirement(asked)
+            # transformers cannot read the URL in a requirement of custom code, which then stands in its comment
+            same = (given.url, given.specifier) == (wanted.url, wanted.specifier) or release.INSTALL_COMMAND in comment
             wrong += [line] if given.name.replace("_", "-") == "hf-eagle3" and not same else []
     return wrong
 
@@ -91,11 +92,18 @@ def test_another_requirement_is_found(line: str) -> None:
     "text",
     [
         release.REQUIREMENT,
+        f"hf-eagle3>0  # {release.INSTALL_COMMAND}\n",
         f"# comment\n-r other.txt\n{release.REQUIREMENT.replace('hf-eagle3 @', 'hf-eagle3[space] @')}  # why\n\n",
     ],
 )
 def test_the_right_one_is_left_alone(text: str) -> None:
     assert not wrong_names(text, requirements=True)
+
+
+def test_the_code_in_a_heads_repository_asks_for_it() -> None:
+    code = pytest.importorskip("hf_eagle3.hub.code")
+    assert release.TAG in code.REQUIREMENT_LINE
+    assert not wrong_names(code.REQUIREMENT_LINE, requirements=True)
 
 
 def test_release_is_made_of_one_repository_and_one_tag() -> None:
