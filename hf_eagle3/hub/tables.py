@@ -13,7 +13,7 @@ from .evaluations import Conditions, Evaluation, Row
 from .facts import Facts
 
 NOT_MEASURED = "not measured"
-_EXACT = ("float32", "float64")
+_EXACT, _HALF = ("float32", "float64"), ("bfloat16", "float16")
 _KNOBS = ("nodes", "levels", "top-k")
 # Fields of `training.json` that stand in the table, those of early records included.
 _TRAINED = (
@@ -117,26 +117,29 @@ def compared(facts: Facts) -> list[tuple[Evaluation, Row]]:
 def agreement(facts: Facts) -> str:
     """Whether greedy answers were those of plain `generate`, and how that was found out."""
     pairs = compared(facts)
-    exact = [row for each, row in pairs if each.conditions.dtype in _EXACT]
-    half = [row for each, row in pairs if each.conditions.dtype not in _EXACT]
     sentences = ["Greedy answers with the head and without were compared token by token."] if pairs else []
-    if not exact:
-        sentences.append("Whether they are the same in float32 was not checked with this head.")
-    elif any(row.mismatches for row in exact):
-        sentences.append(
-            "In float32 some answers are **not** those of plain `generate`: the column `wrong` counts them."
-        )
-    elif any(row.near_ties for row in exact):
-        sentences.append(
-            "In float32 they are the same, but for some that rounding flipped (near ties) and that agree in float64."
-        )
-    else:
-        sentences.append("In float32 every one came out the same, all tokens of it.")
+    sentences.append(_exact_agreement([row for each, row in pairs if each.conditions.dtype in _EXACT]))
+    half = [row for each, row in pairs if each.conditions.dtype in _HALF]
     if any(row.mismatches for row in half):
         sentences.append("In half precision some differ by more than rounding: the column `wrong` counts them.")
     elif any(row.near_ties for row in half):
         sentences.append("In half precision a batched forward may flip a near tie, as in any batched decoding.")
     return " ".join(sentences)
+
+
+def _exact_agreement(rows: Sequence[Row]) -> str:
+    """Of answers in float32; it claims nothing that the counts do not say of every question."""
+    if not rows:
+        return "Whether they are the same in float32 was not checked with this head."
+    if any(row.mismatches for row in rows):
+        return "In float32 some answers are **not** those of plain `generate`: the column `wrong` counts them."
+    if all(row.questions == row.identical for row in rows):
+        return "In float32 every one came out the same, all tokens of it."
+    if all(row.questions == (row.identical or 0) + (row.near_ties or 0) for row in rows):
+        return (
+            "In float32 they are the same, but for some that rounding flipped (near ties) and that agree in float64."
+        )
+    return "The float32 records do not tell of every answer how it came out."
 
 
 def agreement_table(facts: Facts) -> str:

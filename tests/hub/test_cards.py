@@ -156,14 +156,23 @@ def test_a_lossless_record_alone_shows_no_speed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "said"),
-    [("mismatches", "**not** those of plain"), ("near_ties", "agree in float64"), ("identical", "came out the same")],
-)
-def test_the_statement_follows_the_verdicts(folder: Path, field: str, said: str) -> None:
-    for name in ("identical", "near_ties", "mismatches"):
-        for record in ("lossless.json", "speed.json"):
-            change(folder / "evaluation" / record, f"files.{name}", 2 if name in ("identical", field) else 0)
+    ("identical", "near_ties", "mismatches", "said"),
+    [(2, 0, 0, "every one came out the same"), (1, 1, 0, "agree in float64"), (1, 0, 1, "**not** those of plain"),
+     (1, 0, 0, "do not tell of every answer"), (1, None, None, "do not tell of every answer")],
+)  # fmt: skip
+def test_the_statement_follows_the_verdicts(
+    folder: Path, identical: int, near_ties: int | None, mismatches: int | None, said: str
+) -> None:
+    counts = {"questions": 2, "identical": identical, "near_ties": near_ties, "mismatches": mismatches}
+    (folder / "evaluation" / "speed.json").unlink()
+    for name, count in counts.items():
+        change(folder / "evaluation" / "lossless.json", f"files.{name}", count)
     assert said in section(render_card(folder), "The same tokens")
+    change(folder / "evaluation" / "lossless.json", "provenance.settings.dtype", "torch.bfloat16")
+    told = section(render_card(folder), "The same tokens")
+    assert "was not checked with this head" in told
+    assert ("differ by more than rounding" in told) == bool(mismatches)
+    assert ("flip a near tie" in told) == bool(near_ties)
 
 
 def test_no_training_record(folder: Path) -> None:
