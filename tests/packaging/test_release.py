@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,13 @@ def test_release_is_made_of_one_repository_and_one_tag() -> None:
     assert release.INSTALL_COMMAND.startswith("pip install ")
     for told in (release.REQUIREMENT, release.INSTALL_COMMAND):
         assert f"git+{release.REPOSITORY}@{release.TAG}" in told
+
+
+def test_an_extra_is_installed_from_the_same_place() -> None:
+    pip, install, what = shlex.split(release.install_command("train"))
+    given, plain = Requirement(what), Requirement(release.REQUIREMENT)
+    assert (pip, install) == ("pip", "install")
+    assert (given.name, given.extras, given.url) == (plain.name, {"train"}, plain.url)
 
 
 def test_this_version_may_name_this_tag() -> None:
