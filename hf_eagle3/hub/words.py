@@ -8,6 +8,7 @@ file tells is an error, not a gap.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import types
 import typing
@@ -101,15 +102,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; empty where there is no file, or nothing in it.
 
     Raises:
-        ValueError: if it is no YAML mapping.
+        ValueError: if it is no YAML mapping, or holds a number that is not finite.
     """
     if not path.is_file():
         return {}
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(values, allow_nan=False, default=str)  # numbers that are none, and anchors that hold themselves
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())
-        raise ValueError(f"{path} is no YAML ({problem}): write one `key: value` a line.") from error
+        raise ValueError(f"{path} cannot be used ({problem}): write one `key: value` a line.") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -93,7 +93,9 @@ def test_a_folder_without_a_head(tmp_path: Path) -> None:
         ("language: no", "language"),  # YAML 1.1's way to say Norwegian
         ("tags: eagle", "tags"),
         ("[]", "list"),
-        ("a: [", "no YAML"),
+        ("a: [", "cannot be used"),
+        ("records: {early.json: {tree: {tree_depth: .nan}}}", "cannot be used"),
+        ("prose: &all {limits: *all}", "cannot be used"),
         ("records: {missing.json: {lossless: true}}", "missing.json"),
         ("questions: {easy: {title: x}}", "title"),
         ("prose: {limits: '{{ training.no_such_field }}'}", "no_such_field"),
