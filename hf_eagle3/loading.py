@@ -38,7 +38,8 @@ def load_head(id_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         an [`Eagle3DraftModel`], or an [`EagleDraftModel`] for heads of EAGLE-1, EAGLE-2 and HASS.
 
     Raises:
-        ImportError, OSError, ValueError: as [`DraftHead.from_pretrained`] does; heads of other kinds are refused by name.
+        ImportError, OSError, ValueError: as [`DraftHead.from_pretrained`] does; drafters of other kinds are refused by
+            name.
     """
     return head_from(id_or_path, **kwargs).eval()
 

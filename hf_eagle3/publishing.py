@@ -66,8 +66,8 @@ class Published:
         engine_version: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save config, generation config and safetensors, as transformers has it. Embeddings borrowed from a target are
-        never among them; with `push_to_hub=True`, a whole repository is pushed and not these files alone.
+        """Save config, generation config and safetensors, as transformers has it; never embeddings that are borrowed
+        from a target. With `push_to_hub=True`, a whole repository is pushed and not these files alone.
 
         Args:
             layout: "sglang", "vllm", "speculators" or "eagle" writes the files that those programs load instead.

@@ -11,3 +11,8 @@ TAG = "v0.1.0"
 REQUIREMENT = f"hf-eagle3 @ git+{REPOSITORY}@{TAG}"
 # What an error message or a README tells a reader to type.
 INSTALL_COMMAND = f"pip install 'git+{REPOSITORY}@{TAG}'"
+
+
+def install_command(extra: str) -> str:
+    """What to type for what an extra of this package needs."""
+    return f"pip install '{REQUIREMENT.replace('hf-eagle3', f'hf-eagle3[{extra}]', 1)}'"

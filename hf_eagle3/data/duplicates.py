@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..release import install_command
 from .words import terms_of, words_of
 
 SHINGLE = 3  # words and operators
@@ -90,8 +91,8 @@ def _index(near: float) -> Any:
         from datasketch import MinHashLSH
     except ImportError as error:
         raise ImportError(
-            "Near duplicates are found by datasketch, which is not installed: pip install 'hf-eagle3[train]', or "
-            "leave them in (--near-duplicates 0)."
+            f"Near duplicates are found by datasketch, which is not installed: {install_command('train')}, or leave "
+            "them in (--near-duplicates 0)."
         ) from error
     # Higher, it has too few bands to be built; all values of a candidate are compared anyhow.
     return MinHashLSH(threshold=min(near, _HIGHEST), num_perm=_PERMUTATIONS, weights=_CANDIDATES)

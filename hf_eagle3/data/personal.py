@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ..release import install_command
+
 # Ids with a letter, or with hyphens where no other number has them: the form is enough.
 _BY_FORM = (
     "UsSsn", "UsItin", "UkNino", "EsNif", "EsNie", "ItFiscalCode", "FiPersonalIdentityCode", "SgFin", "InPan", "KrRrn",
@@ -60,7 +62,7 @@ _CARD = re.compile(
 _ALLOCATED = ipaddress.ip_network("2000::/3")  # all global unicast addresses of IPv6 that IANA gave out
 _NER_ONLY = ("parser", "lemmatizer", "attribute_ruler", "tagger", "morphologizer", "senter")
 _MISSING = (
-    "Personal data is looked for by presidio-analyzer, which is not installed: pip install 'hf-eagle3[train]', or "
+    f"Personal data is looked for by presidio-analyzer, which is not installed: {install_command('train')}, or "
     "keep such texts with personal=False (--keep-personal-data)."
 )
 

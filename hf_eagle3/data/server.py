@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..release import install_command
+
 # Bad request, content too large, unprocessable: what a server says of one request (a chat that its context does not
 # hold, say) and would say of it again. Everything else is about the server.
 _REFUSALS = (400, 413, 422)
@@ -71,7 +73,7 @@ class Server:
             import openai
         except ImportError as error:
             raise ImportError(
-                "A server is asked through the openai client, which is not installed: pip install 'hf-eagle3[train]'."
+                f"A server is asked through the openai client, which is not installed: {install_command('train')}."
             ) from error
         _check_url(url)
         self.url, self.concurrency, self._errors = url, concurrency, openai

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..release import install_command
 from .tally import Tally
 
 STEP = "sources"
@@ -155,8 +156,8 @@ def _datasets() -> Any:
         import datasets
     except ImportError as error:
         raise ImportError(
-            "Hub datasets, .parquet and .csv are read by datasets, which is not installed: pip install "
-            "'hf-eagle3[train]', or give .jsonl, .json or .txt files."
+            "Hub datasets, .parquet and .csv are read by datasets, which is not installed: "
+            f"{install_command('train')}, or give .jsonl, .json or .txt files."
         ) from error
     return datasets
 

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from ..release import install_command
 from .records import (
     FEWEST_VERIFICATIONS,
     Record,
@@ -78,7 +79,7 @@ def check_drawing() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError("Figures need matplotlib: run `pip install 'hf-eagle3[eval]'`.") from error
+        raise ImportError(f"Figures need matplotlib: run `{install_command('eval')}`.") from error
 
 
 def _prefixes(evaluated: Sequence[Record]) -> list[str]:

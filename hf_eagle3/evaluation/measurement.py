@@ -51,10 +51,11 @@ class Measurement:
         self.means: list[dict[str, float]] = []
         self.answers: list[dict[str, Any]] = []
         self.settings: list[Settings] = []
-        self.wrong = False
+        self.lossless = self.wrong = False
 
     def run(self, settings: Settings, lossless: bool) -> None:
-        """Measure and show one temperature."""
+        """Measure and show one temperature; `lossless` compares tokens, and its times are of no account."""
+        self.lossless = lossless
         trials = self._trials(settings)
         rows = self._summarise(trials, settings)
         means = _means(rows[:-1])
@@ -84,6 +85,7 @@ class Measurement:
         return {
             "label": self.label,
             "training_tokens": self.training_tokens,
+            "lossless": self.lossless,
             "provenance": report.provenance(self._asked_for()),
             "files": [dataclasses.asdict(row) for row in self.rows],
             "means": self.means,

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..release import install_command
 from .questions import Question, read_question_file, read_questions
 
 
@@ -121,7 +122,7 @@ def _read_data_set(source: str, name: str, file: str, place: Place, limit: int |
         from datasets import load_dataset
     except ImportError as error:
         raise ImportError(
-            f"{source} is a data set, which needs `datasets`: run `pip install 'hf-eagle3[train]'`."
+            f"{source} is a data set, which needs `datasets`: run `{install_command('train')}`."
         ) from error
     try:
         rows: Any = load_dataset(name, place.config, split=place.split, streaming=True)

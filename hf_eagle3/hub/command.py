@@ -1,25 +1,52 @@
-"""`hf-eagle3 push`: a head or an adapter of one, from a folder or the Hub, to a repository.
+"""`hf-eagle3 card`, `push` and `export`: from options to calls.
 
-Typer reads the signature, and the first paragraph is the help. The heavy imports stand inside the functions, so that
-`hf-eagle3 --help` answers at once.
+Typer reads the signatures, and the first paragraphs are the help. The heavy imports stand inside the functions, so
+that `hf-eagle3 --help` answers at once.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 class EngineLayout(str, Enum):
-    """Whose files to push instead of our own."""
+    """The layouts of other programs."""
 
     sglang = "sglang"
     vllm = "vllm"
     speculators = "speculators"
     eagle = "eagle"
+
+
+ForTarget = Annotated[
+    str | None, typer.Option(help="Hub id or folder of the target; speculators needs it, for its embeddings.")
+]
+EngineVersion = Annotated[
+    str | None, typer.Option(help="Of what will load it: allows what older versions would pass over in silence.")
+]
+
+
+def card(
+    folder: Annotated[Path, typer.Argument(help="Of a head: config.json, and what there is of training, evaluation.")],
+    check: Annotated[bool, typer.Option("--check", help="Only say whether it is up to date (status 1: no).")] = False,
+) -> None:
+    """Renders a head's model card, README.md, from the files beside it.
+
+    Reads config.json, the weights' header, training.json, recipe.yaml, evaluation/*.json (what `eval --json` and
+    `sweep --json` write) and card.yaml (target, licence, languages and whatever else no file can tell). No number is
+    typed: each comes from one of them, and what none tells is left out.
+    """
+    from .cards import CARD, is_current, write_card
+
+    if not check:
+        typer.echo(str(write_card(folder)))
+    elif not is_current(folder):
+        typer.echo(f"{folder / CARD} is not what the files beside it say: run `hf-eagle3 card {folder}`.", err=True)
+        raise typer.Exit(1)
 
 
 def push(
@@ -33,6 +60,8 @@ def push(
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of a commit.")] = False,
     layout: Annotated[EngineLayout | None, typer.Option(help="Push what this engine loads instead of ours.")] = None,
+    target: ForTarget = None,
+    engine_version: EngineVersion = None,
     records: Annotated[
         Path | None, typer.Option(help="Folder of training.json, recipe and evaluations; HEAD's own if absent.")
     ] = None,
@@ -51,12 +80,18 @@ def push(
     from .push import lay_out, push_to_hub
 
     logging.disable_progress_bar()
-    wanted = None if layout is None else layout.value
+    wanted: dict[str, Any] = {
+        "layout": None if layout is None else layout.value,
+        "target": target,
+        "engine_version": engine_version,
+        "records": records,
+        "base": base,
+    }
     pushed = head if is_adapter(head) else load_head(head, token=token)
     if dry_run is not None:
         if dry_run.exists() and any(dry_run.iterdir()):
             raise ValueError(f"--dry-run {dry_run} holds files already: name a new or an empty folder.")
-        lay_out(pushed, dry_run, layout=wanted, records=records, base=base)
+        lay_out(pushed, dry_run, repo_id=repository, **wanted)
         for path in sorted(path for path in dry_run.rglob("*") if path.is_file()):
             typer.echo(f"{path.relative_to(dry_run)}  {path.stat().st_size:,} bytes")
         return
@@ -68,11 +103,31 @@ def push(
         revision=revision,
         commit_message=message,
         create_pr=create_pr,
-        layout=wanted,
-        records=records,
-        base=base,
+        **wanted,
     )
     typer.echo(commit.pr_url or commit.commit_url)
 
 
-__all__ = ["EngineLayout", "push"]
+def export(
+    head: Annotated[str, typer.Argument(help="Hub id or folder of the head, in any layout that is known.")],
+    layout: Annotated[EngineLayout, typer.Option(help="Who is to load it; eagle is the official program.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; other files in it are left alone.")],
+    target: ForTarget = None,
+    engine_version: EngineVersion = None,
+) -> None:
+    """Writes a head as SGLang, vLLM, speculators or the official EAGLE program load it.
+
+    Refused is what the layout cannot say, rather than written to be misread; docs/serving.md has the table.
+    """
+    from ..loading import load_head
+    from .export import export_head, serve_command
+
+    loaded = load_head(head)
+    folder = export_head(loaded, out, layout.value, target=target, engine_version=engine_version)
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")) / 2**20
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    typer.echo(f"{folder}: {layout.value} layout, {dtype}, {size:.1f} MiB\nServe it with:")
+    typer.echo("  " + serve_command(loaded, layout.value, folder, target or "TARGET"))
+
+
+__all__ = ["EngineLayout", "card", "export", "push"]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..pairing import check_pair
+from ..release import install_command
 
 # Every linear layer of a head, the draft vocabulary's rows among them.
 ADAPTED = ("fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
@@ -42,7 +43,7 @@ def adapted(head: Eagle3DraftModel, rank: int, seed: int = 0) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError("Training an adapter needs peft: pip install 'hf-eagle3[train]'.") from error
+        raise ImportError(f"Training an adapter needs peft: {install_command('train')}.") from error
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(ADAPTED))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
