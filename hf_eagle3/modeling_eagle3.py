@@ -5,6 +5,7 @@ Knows nothing of trees, verification or `generate`; files are `checkpoint.py`'s.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from dataclasses import dataclass
@@ -348,10 +349,37 @@ class Eagle3DraftModel(Eagle3PreTrainedModel):
         head.config.name_or_path = head.name_or_path = found.source
         return head if info is None else (head, info)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save config, generation config and safetensors. Embeddings borrowed from a target are never among them."""
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        layout: str | None = None,
+        target: PreTrainedModel | str | os.PathLike | None = None,
+        engine_version: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save config, generation config and safetensors. Embeddings borrowed from a target are never among them.
+
+        Args:
+            layout: "sglang", "vllm", "speculators" or "eagle" writes the files that those programs load instead.
+            target, engine_version: for a `layout`, as [`hf_eagle3.hub.export.export_head`] takes them.
+
+        Raises:
+            ValueError: if the layout cannot say how this head computes.
+        """
+        if layout is not None:
+            _refuse_with_layout(args, kwargs)
+            export = importlib.import_module("hf_eagle3.hub.export")
+            export.export_head(self, save_directory, layout, target=target, engine_version=engine_version)
+            return
         super().save_pretrained(save_directory, *args, **kwargs)
         self.generation_config.save_pretrained(save_directory)
+
+
+def _refuse_with_layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if args or kwargs:
+        given = ", ".join([*map(repr, args), *kwargs])
+        raise ValueError(f"`save_pretrained` was given {given} beside `layout`, which takes none of it; leave it out.")
 
 
 def _expected_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
