@@ -101,21 +101,23 @@ def _flag(name: str, told: str, *cells: Cell) -> Convention:
 
 # ---------------------------------------------------------------------------------------------- conditions
 
-# What transformers' RoPE of a kind is made of; every reader has these kinds, computed alike.
-_ROPE_KEYS = {
-    "default": set(),
-    "linear": {"factor"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-    "yarn": {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow"},
+# Parameters of RoPE of a kind: those that it needs and those that it may have. Every reader computes these alike.
+_ROPE: dict[str, tuple[set[str], set[str]]] = {
+    "default": (set(), set()),
+    "linear": ({"factor"}, set()),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
+    "yarn": ({"factor", "original_max_position_embeddings"}, {"beta_fast", "beta_slow"}),
 }
 
 
 def rope_kind(config: Eagle3Config) -> str:
-    """"default", "linear", "llama3", "yarn", or "other" for what depends on more, or on the length of the text."""
+    """ "default", "linear", "llama3", "yarn", or "other" for what depends on more, or on the length of the text."""
     rope: Any = config.rope_parameters or {}
-    kind = rope.get("rope_type", "default")
-    known = _ROPE_KEYS.get(kind)
-    return kind if known is not None and rope.keys() - {"rope_type", "rope_theta"} <= known else "other"
+    kind, given = rope.get("rope_type", "default"), rope.keys() - {"rope_type", "rope_theta"}
+    if kind not in _ROPE:
+        return "other"
+    needed, possible = _ROPE[kind]
+    return kind if needed <= given <= needed | possible else "other"
 
 
 def _theta(config: Eagle3Config) -> float:
@@ -239,7 +241,9 @@ CONVENTIONS = (
         _no("leaves those norms out"),
         _no("leaves those norms out"),
         _no("has no such layer in this layout"),
-        _only("without mlp_bias", lambda case: not case.config.mlp_bias, "has no layer with both these and `mlp_bias`"),
+        _only(
+            "without mlp_bias", lambda case: not case.config.mlp_bias, "has no layer with both these and `mlp_bias`"
+        ),
     ),
     _flag(
         "attention_bias",

@@ -21,7 +21,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from .. import layouts
 from ..head_files import WEIGHT_FILES, Tensors
 from .conventions import Case
-from .export_layouts import ExportLayout, layout_named
+from .export_layouts import CHAIN, ExportLayout, layout_named
 from .export_target import Target, read_target
 
 Write = Callable[[Path], None]
@@ -57,8 +57,8 @@ def export_head(
     case = _case(head, target)
     if chosen.needs_target and not (case.target and case.target.name):
         raise ValueError(
-            f"The layout {layout!r} names the target and may hold its embeddings; pass `target=`, its Hub id or folder "
-            "or the loaded model."
+            f"The layout {layout!r} names the target and may hold its embeddings; pass `target=`, its Hub id, its "
+            "folder or the loaded model."
         )
     chosen.check(case, layout, engine_version)
     path = Path(folder)
@@ -77,11 +77,18 @@ def export_head(
 def serve_command(head: Any, layout: str, folder: str | os.PathLike, target: str = "TARGET") -> str:
     """How the program that reads a layout is started with an exported head, with the head's own tree.
 
-    Where the head leaves the size of its tree open, that is the tree of a GPU: 59 nodes, 8 levels, 10 children.
+    Where the head leaves the size of its tree open: 59 nodes, 8 levels and 10 children, which are the default of a GPU
+    here; vLLM, which drafts a chain, gets 3 tokens.
     """
     knobs = head.generation_config
     nodes, steps = knobs.num_assistant_tokens or 59, knobs.tree_depth or 8
-    places = {"steps": steps, "steps_less_one": steps - 1, "top_k": knobs.tree_top_k or 10, "tokens": nodes + 1}
+    places = {
+        "steps": steps,
+        "steps_less_one": steps - 1,
+        "top_k": knobs.tree_top_k or 10,
+        "tokens": nodes + 1,
+        "chain": knobs.tree_depth or CHAIN,
+    }
     return layout_named(layout, _kind(head)).serve.format(folder=os.fspath(folder), target=target, **places)
 
 

@@ -19,7 +19,7 @@ from .conventions import PLAIN_FIELDS, Case, check
 
 Fields = dict[str, Any]
 # Tokens that vLLM drafts in a chain, where a head's own tree does not say how deep it goes.
-_DRAFTED = 3
+CHAIN = 3
 
 
 @dataclass(frozen=True)
@@ -210,9 +210,11 @@ def _speculators(case: Case) -> Fields:
     layer = {**_layer(case), **_rope(case), **_window(case)}
     if case.config.qk_norm:
         layer["model_type"] = "qwen3"
+    if case.config.num_target_boundaries != 3:
+        layer["num_aux_hidden_states"] = case.config.num_target_boundaries  # vLLM does not count the ids itself
     method = {
         "proposal_type": "greedy",
-        "speculative_tokens": case.tree_depth or _DRAFTED,
+        "speculative_tokens": case.tree_depth or CHAIN,
         "accept_tolerance": 0.0,
         "verifier_accept_k": 1,
     }
@@ -274,7 +276,7 @@ EAGLE3_LAYOUTS = (
         weights=SAFE_WEIGHTS_NAME,
         serve=(
             "vllm serve {target} --speculative-config "
-            """'{{"method": "eagle3", "model": "{folder}", "num_speculative_tokens": {steps}}}'"""
+            """'{{"method": "eagle3", "model": "{folder}", "num_speculative_tokens": {chain}}}'"""
         ),
         edits=(_without_idle_maps, _with_output_bias),
     ),

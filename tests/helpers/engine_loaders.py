@@ -212,8 +212,9 @@ def _official(config: Fields, tensors: dict[str, torch.Tensor], layers: int) -> 
     taken |= {"embed_tokens.weight"} if own else set()
     full = config["draft_vocab_size"] == config["vocab_size"]
     maps = set() if full else {"d2t", "t2d"}
-    if config["num_attention_heads"] * config["head_dim"] != config["hidden_size"]:
-        raise Refused("reshape")
+    queries = tensors.get("midlayer.self_attn.q_proj.weight")
+    if queries is not None and queries.shape[0] != config["hidden_size"]:
+        raise Refused("the shape of q_proj")  # it takes the width of its heads from the head's
     width = config.get("target_hidden_size", config["hidden_size"])
     if "fc.weight" in tensors and tensors["fc.weight"].shape[1] != 3 * width:
         raise Refused("the shape of fc")

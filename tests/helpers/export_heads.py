@@ -50,7 +50,9 @@ KINDS = {
         {"target_boundaries": [1, 5, 7]}, replace(PLAIN, boundaries=(1, 5, 7)), ("speculators",)
     ),
     "five_boundaries": Kind(
-        {"target_boundaries": [2, 4, 5, 7, 9]}, replace(PLAIN, boundaries=(2, 4, 5, 7, 9)), ("sglang", "vllm", "speculators")
+        {"target_boundaries": [2, 4, 5, 7, 9]},
+        replace(PLAIN, boundaries=(2, 4, 5, 7, 9)),
+        ("sglang", "vllm", "speculators"),
     ),
     "full_vocabulary": Kind({"draft_vocab_size": VOCABULARY}, replace(PLAIN, mapping="identity")),
     "base": Kind(_scaled("default", 5e5), replace(PLAIN, rope=Rope(base=5e5))),
@@ -75,9 +77,7 @@ KINDS = {
         {"own_embeddings": True}, replace(PLAIN, embeddings="own"), ("eagle", "vllm", "speculators")
     ),
     "norm_before_residual": Kind({"norm_before_residual": True}, replace(PLAIN, residual="normed"), BOTH),
-    "norm_before_fc": Kind(
-        {"norm_before_fc": True}, replace(PLAIN, state_norm="concat"), THREE, {"sglang": "0.5.23"}
-    ),
+    "norm_before_fc": Kind({"norm_before_fc": True}, replace(PLAIN, state_norm="concat"), THREE, {"sglang": "0.5.23"}),
     "fc_norm": Kind(
         {"fc_norm": True}, replace(PLAIN, state_norm="chunk"), THREE, {"sglang": "0.5.23", "speculators": "0.8.1"}
     ),

@@ -1,9 +1,11 @@
-"""Heads in other programs' layouts: read back bit for bit, as the reference computes, as each engine would read them."""
+"""Heads in other programs' layouts: read back bit for bit, computing what the reference does, read as engines do."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from helpers.export_heads import KINDS, LAYERS, VOCABULARY, WIDTH, Kind, tiny_he
 from helpers.reference_heads import reference_steps
 from helpers.targets import GOLDEN, tiny_target
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import hf_eagle3
-from hf_eagle3 import Eagle3Config
+from hf_eagle3 import Eagle3Config, cli
 from hf_eagle3.hub import conventions, export
 from hf_eagle3.hub.export_layouts import EAGLE3_LAYOUTS, layout_named
 
@@ -46,6 +49,22 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     return {width: str(folder / str(width)) for width in (WIDTH, 48)}
 
 
+@pytest.fixture(scope="module")
+def exported(targets: dict[int, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The folder of a kind of head in a layout that can say it."""
+    root = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def folder(kind: str, layout: str) -> Path:
+        since, path = KINDS[kind].newer.get(layout), root / f"{kind}-{layout}"
+        tiny_head(KINDS[kind]).save_pretrained(
+            path, layout=layout, target=target_of(kind, targets), engine_version=since
+        )
+        return path
+
+    return folder
+
+
 def target_of(kind: str, targets: dict[int, str]) -> str:
     return targets[KINDS[kind].fields.get("target_hidden_size", WIDTH)]
 
@@ -59,6 +78,13 @@ def inputs(head: Any, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Ten
     count, width = head.config.num_target_boundaries, head.config.target_hidden_size
     states = [torch.randn(LENGTH, width, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
     return states, torch.randint(0, VOCABULARY, (LENGTH + STEPS,), generator=generator)
+
+
+def in_own_memory(head: Any) -> Any:
+    """Weights mapped from a file lie at odd addresses, where matrix products round differently."""
+    for weight in head.parameters():
+        weight.data = weight.data.clone()
+    return head
 
 
 @torch.no_grad()
@@ -76,11 +102,12 @@ def drafted(head: Any, embeddings: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("kind", "layout"), SAID)
-def test_read_back_it_is_the_same_head(kind: str, layout: str, targets: dict[int, str], tmp_path: Path) -> None:
-    head, target = tiny_head(KINDS[kind]), target_of(kind, targets)
-    head.save_pretrained(tmp_path / "out", layout=layout, target=target, engine_version=NEWEST[layout])
-    again = hf_eagle3.load_head(tmp_path / "out")
-    for ours, theirs in zip(drafted(head, embeddings_of(target)), drafted(again, embeddings_of(target)), strict=True):
+def test_read_back_it_is_the_same_head(
+    kind: str, layout: str, targets: dict[int, str], exported: Callable[[str, str], Path]
+) -> None:
+    head, embeddings = tiny_head(KINDS[kind]), embeddings_of(target_of(kind, targets))
+    again = in_own_memory(hf_eagle3.load_head(exported(kind, layout)))
+    for ours, theirs in zip(drafted(head, embeddings), drafted(again, embeddings), strict=True):
         assert torch.equal(ours, theirs)
     assert again.config.boundaries_for(LAYERS) == head.config.boundaries_for(LAYERS)
     assert torch.equal(again.d2t, head.d2t)
@@ -92,15 +119,14 @@ def test_read_back_it_is_the_same_head(kind: str, layout: str, targets: dict[int
 
 @pytest.mark.parametrize(("kind", "layout"), [pair for pair in SAID if KINDS[pair[0]].rules is not None])
 def test_its_files_compute_what_the_reference_does(
-    kind: str, layout: str, targets: dict[int, str], tmp_path: Path
+    kind: str, layout: str, targets: dict[int, str], exported: Callable[[str, str], Path]
 ) -> None:
     """The reference reads the exported tensors by their names there, and knows the rules from a table of its own."""
-    head, target = tiny_head(KINDS[kind]).double(), target_of(kind, targets)
-    folder = export.export_head(head.float(), tmp_path / "out", layout, target, NEWEST[layout])
+    head, folder = tiny_head(KINDS[kind]), exported(kind, layout)
     made = synthetic(KINDS[kind], head, layout, folder)
     states, tokens = inputs(head, torch.float64)
     known = [*states, states[-1]] if made.facts.boundaries else states
-    embeddings = embeddings_of(target).double()
+    embeddings = embeddings_of(target_of(kind, targets)).double()
     expected = reference_steps(made, known, tokens, embeddings, embeddings, STEPS)
     for found, step in zip(drafted(hf_eagle3.load_head(folder).double(), embeddings), expected, strict=True):
         torch.testing.assert_close(found, step.draft_logits, atol=1e-5, rtol=1e-5)
@@ -143,7 +169,11 @@ def synthetic(kind: Kind, head: Any, layout: str, folder: Path) -> Synthetic:
 # ---------------------------------------------------------------------------------------------- as engines read them
 
 
-def expected(kind: str, head: Any, layout: str, folder: Path) -> Reading:
+# What ends with an error that a user sees, and so does no harm.
+ALOUD = {("five_boundaries", "sglang-0.5.6"), ("gelu", "vllm-0.33.0")}
+
+
+def expected(kind: str, head: Any, layout: str) -> Reading:
     """How the head computes, from the hand-written rules where there are some."""
     rules, config = KINDS[kind].rules or KINDS["plain"].rules, head.config
     assert rules is not None
@@ -169,16 +199,22 @@ def rope_of(rope: Rope, config: Eagle3Config) -> Any:
 
 
 @pytest.mark.parametrize(("kind", "layout"), SAID)
-def test_every_engine_reads_it_as_it_is(kind: str, layout: str, targets: dict[int, str], tmp_path: Path) -> None:
-    head, since = tiny_head(KINDS[kind]), KINDS[kind].newer.get(layout)
-    folder = export.export_head(head, tmp_path / "out", layout, target_of(kind, targets), since)
-    readers = READERS[layout][-1:] if since else READERS[layout]
-    for engine in readers:
-        if (engine, kind) == ("vllm-0.33.0", "gelu"):
+def test_every_engine_reads_it_as_it_is(kind: str, layout: str, exported: Callable[[str, str], Path]) -> None:
+    head, folder = tiny_head(KINDS[kind]), exported(kind, layout)
+    for engine in READERS[layout][-1:] if layout in KINDS[kind].newer else READERS[layout]:
+        if (kind, engine) in ALOUD:
             with pytest.raises(Refused):
                 read(engine, folder, LAYERS)
-            continue
-        assert read(engine, folder, LAYERS) == expected(kind, head, layout, folder), engine
+        else:
+            assert read(engine, folder, LAYERS) == expected(kind, head, layout), engine
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "vllm" in KINDS[kind].newer])
+def test_vllm_reads_a_window_and_a_fed_back_norm_from_speculators_too(
+    kind: str, exported: Callable[[str, str], Path]
+) -> None:
+    found = read("vllm-0.33.0", exported(kind, "speculators"), LAYERS)
+    assert replace(found, own_embeddings=False) == read("vllm-0.33.0", exported(kind, "vllm"), LAYERS)
 
 
 @pytest.mark.parametrize(("kind", "layout"), [(kind, name) for kind in KINDS for name in KINDS[kind].newer])
@@ -193,7 +229,7 @@ def test_what_older_versions_pass_over_needs_a_version(
     assert not (tmp_path / "out").exists()
     export.export_head(head, tmp_path / "out", layout, target, since)
     for engine in READERS[layout][:-1]:  # and the older ones do misread it
-        assert misread(engine, tmp_path / "out", expected(kind, head, layout, tmp_path / "out"))
+        assert misread(engine, tmp_path / "out", expected(kind, head, layout))
 
 
 @pytest.mark.parametrize(("kind", "layout"), REFUSED)
@@ -221,7 +257,7 @@ def test_no_refusal_is_idle(
     monkeypatch.setattr(conventions, "_refuse_unknown", lambda case, name: None)
     head, target = tiny_head(KINDS[kind]), target_of(kind, targets)
     folder = export.export_head(head, tmp_path / "out", layout, target)
-    assert any(misread(engine, folder, expected(kind, head, layout, folder)) for engine in READERS[layout])
+    assert any(misread(engine, folder, expected(kind, head, layout)) for engine in READERS[layout])
 
 
 def misread(engine: str, folder: Path, right: Reading) -> bool:
@@ -325,7 +361,7 @@ def test_embeddings_that_are_the_targets_are_left_out_for_sglang(targets: dict[i
     with torch.no_grad():
         head.embed_tokens.weight.copy_(embeddings_of(targets[WIDTH]))  # type: ignore[union-attr]
     folder = export.export_head(head, tmp_path / "out", "sglang", targets[WIDTH])
-    again = hf_eagle3.load_head(folder)
+    again = in_own_memory(hf_eagle3.load_head(folder))
     assert again.embed_tokens is None
     embeddings = embeddings_of(targets[WIDTH])
     for ours, theirs in zip(drafted(head, embeddings), drafted(again, embeddings), strict=True):
@@ -390,15 +426,17 @@ def test_heads_of_two_layouts_never_share_a_folder(targets: dict[int, str], tmp_
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    head, (tmp_path / "there").mkdir(), (tmp_path / "there" / "notes").write_text("kept")  # type: ignore[misc]
-    head = tiny_head(KINDS["plain"])
     def full_disk(config: Any, file: Path) -> None:
         raise OSError(28, "No space left on device")
+
+    head = tiny_head(KINDS["plain"])
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes").write_text("kept")
     monkeypatch.setattr(export, "_save_json", full_disk)
     for folder in ("there", "new"):
         with pytest.raises(OSError, match="No space"):
             export.export_head(head, tmp_path / folder, "sglang")
-    assert [path.name for path in tmp_path.rglob("*")] == ["there", "notes"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["notes", "there"]
 
 
 def test_what_is_no_head_or_no_layout_is_told(tmp_path: Path) -> None:
@@ -429,9 +467,45 @@ def test_commands_carry_the_heads_own_tree() -> None:
         "--speculative-draft-model-path out --speculative-num-steps 6 --speculative-eagle-topk 4 "
         "--speculative-num-draft-tokens 32"
     )
-    assert "'{\"method\": \"eagle3\", \"model\": \"out\", \"num_speculative_tokens\": 6}'" in export.serve_command(
+    assert '\'{"method": "eagle3", "model": "out", "num_speculative_tokens": 6}\'' in export.serve_command(
         head, "vllm", "out"
     )
     assert "total_token=32, depth=5, top_k=4" in export.serve_command(head, "eagle", "out")
+    assert export.serve_command(head, "speculators", "out") == "vllm serve out"
+    open_tree = tiny_head(KINDS["plain"])
+    assert "--speculative-num-steps 8 --speculative-eagle-topk 10" in export.serve_command(open_tree, "sglang", "out")
+    assert '"num_speculative_tokens": 3}' in export.serve_command(open_tree, "vllm", "out")
     assert {layout.name for layout in EAGLE3_LAYOUTS} == set(NEWEST) == set(conventions.LAYOUTS)
     assert layout_named("vllm", "eagle3").name == "vllm"
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, ["export", *arguments], env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+@pytest.mark.parametrize("layout", NEWEST)
+def test_the_command_exports_and_says_how_to_serve(layout: str, targets: dict[int, str], tmp_path: Path) -> None:
+    head, out, target = tiny_head(KINDS["plain"]), str(tmp_path / "out"), targets[WIDTH]
+    head.save_pretrained(tmp_path / "head")
+    shown = run(str(tmp_path / "head"), "--layout", layout, "--out", out, "--target", target)
+    assert shown.exit_code == 0, shown.output
+    assert f"{out}: {layout} layout, float32, 0.1 MiB" in shown.output
+    assert export.serve_command(head, layout, out, target) in shown.output
+    assert hf_eagle3.load_head(out).config.boundaries_for(LAYERS) == [2, 5, 7]
+
+
+def test_the_command_turns_one_layout_into_another(exported: Callable[[str, str], Path], tmp_path: Path) -> None:
+    shown = run(str(exported("norm_output", "speculators")), "--layout", "vllm", "--out", str(tmp_path / "out"))
+    assert "--engine-version 0.33.0" in str(shown.exception)
+    assert not (tmp_path / "out").exists()
+    shown = run(
+        str(exported("norm_output", "speculators")), "--layout", "vllm", "--out", str(tmp_path / "out"),
+        "--engine-version", "0.33.0",
+    )  # fmt: skip
+    assert shown.exit_code == 0, shown.output
+    assert replace(read("vllm-0.33.0", tmp_path / "out", LAYERS)) == read(
+        "vllm-0.33.0", exported("norm_output", "speculators"), LAYERS
+    )
