@@ -138,10 +138,6 @@ def _first_boundary(case: Case) -> int | None:
     return case.boundaries[0] if case.boundaries else None
 
 
-def _told_or_three(case: Case) -> bool:
-    return case.boundaries is not None or case.config.num_target_boundaries == 3
-
-
 def _brings_targets_embeddings(case: Case) -> bool:
     if case.config.target_hidden_size != case.config.hidden_size:
         return True
@@ -151,8 +147,19 @@ def _brings_targets_embeddings(case: Case) -> bool:
 
 # ---------------------------------------------------------------------------------------------- the table
 
-_ALIKE = "reads that kind with other parameters, or not at all"
+_ALIKE = "is not known to rotate alike"
+_WHICH = "has no default for that many (load it with `target_boundaries=[...]`)"
 CONVENTIONS = (
+    Convention(
+        ("target_boundaries",),
+        "does not say which boundaries it reads, which are {count}",
+        lambda case: (
+            case.boundaries is None
+            and not case.config.reads_last_hidden_state
+            and case.config.num_target_boundaries != 3
+        ),
+        (_no(_WHICH), _no(_WHICH), _no(_WHICH), _no(_WHICH)),
+    ),
     Convention(
         ("target_boundaries",),
         "reads the target's boundaries {boundaries}",
@@ -162,12 +169,12 @@ CONVENTIONS = (
             # Most targets of SGLang take ids as layers' outputs, some only if the first is 1 (sglang#25454).
             _only(
                 "the first is 2",
-                lambda case: _told_or_three(case) and _first_boundary(case) in (None, 2),
+                lambda case: _first_boundary(case) in (None, 2),
                 "reads such ids in two ways, depending on the target, unless the first boundary is 2",
             ),
             _only(
                 "the first is not 1",
-                lambda case: _told_or_three(case) and _first_boundary(case) != 1,
+                lambda case: _first_boundary(case) != 1,
                 "takes ids as boundaries where all others take ids that begin with 1 as outputs of layers",
             ),
             YES,
@@ -175,7 +182,7 @@ CONVENTIONS = (
     ),
     Convention(
         ("num_target_boundaries",),
-        "reads {count} boundaries, not three",
+        "reads {count} boundaries",
         lambda case: not case.config.reads_last_hidden_state and case.config.num_target_boundaries != 3,
         (_no("always reads three"), YES, YES, YES),
     ),
@@ -217,7 +224,7 @@ CONVENTIONS = (
         _no("leaves that norm out"),
         _since("0.5.23"),
         YES,
-        YES,
+        _since("0.5.0"),
     ),
     _flag(
         "fc_norm",
@@ -275,7 +282,7 @@ CONVENTIONS = (
         "reads the target's last hidden state",
         _no("runs such heads through a fusion layer that they do not have"),
         _since("0.5.23"),
-        YES,
+        _since("0.33.0"),
         _no("has no such heads"),
     ),
     Convention(
@@ -309,8 +316,14 @@ CONVENTIONS = (
     ),
     Convention(
         ("rope_parameters",),
-        "rotates with RoPE of the kind llama3 or yarn",
-        lambda case: rope_kind(case.config) in ("llama3", "yarn"),
+        "rotates with RoPE of the kind llama3",
+        lambda case: rope_kind(case.config) == "llama3",
+        (_no("knows the kinds default and linear only"), YES, YES, YES),
+    ),
+    Convention(
+        ("rope_parameters",),
+        "rotates with RoPE of the kind yarn",
+        lambda case: rope_kind(case.config) == "yarn",
         (_no("knows the kinds default and linear only"), YES, YES, YES),
     ),
     Convention(
@@ -350,25 +363,31 @@ def check(case: Case, layout: str, engine_version: str | None = None) -> None:
     """Refuse a head that readers of `layout` would not compute as it is.
 
     Raises:
-        ValueError: naming the first convention that the layout cannot say, and the layouts that can.
+        ValueError: naming the first convention that the layout cannot say, and the layouts that can say this head; or
+            those that readers older than `engine_version` has to be would pass over.
     """
     _refuse_unknown(case, layout)
-    for convention in CONVENTIONS:
-        if not convention.holds(case):
-            continue
-        cell = convention.cell(layout)
-        told = f"This head {convention.told.format(**_words(case))} (`{convention.fields[0]}`)"
-        why = cell.problem(case)
+    held = [convention for convention in CONVENTIONS if convention.holds(case)]
+    for convention in held:
+        why = convention.cell(layout).problem(case)
         if why:
-            others = [name for name in LAYOUTS if name != layout and not convention.cell(name).problem(case)]
-            able = f"export it to {' or '.join(others)}" if others else "keep it in the layout of hf-eagle3"
-            raise ValueError(f"{told}, but {READERS[layout]} {why}; {able}.")
-        if cell.since and (engine_version is None or Version(engine_version) < Version(cell.since)):
-            raise ValueError(
-                f"{told}, which {READERS[layout]} heeds from version {cell.since} on and older ones pass over in "
-                f"silence; pass `engine_version={cell.since!r}` (`--engine-version {cell.since}`) if what will read "
-                "it is as new as that."
-            )
+            able = [name for name in LAYOUTS if not any(each.cell(name).problem(case) for each in held)]
+            instead = f"export it to {' or '.join(able)}" if able else "keep it in the layout of hf-eagle3"
+            raise ValueError(f"This head {_told(convention, case)}, but {READERS[layout]} {why}; {instead}.")
+    least = Version(engine_version or "0")
+    late = [convention for convention in held if Version(convention.cell(layout).since or "0") > least]
+    if late:
+        since = max((convention.cell(layout).since for convention in late), key=Version)
+        told = ", ".join(_told(convention, case) for convention in late)
+        raise ValueError(
+            f"This head {told}, which {READERS[layout]} heeds from version {since} on and older ones pass over in "
+            f"silence; pass `engine_version={since!r}` (`--engine-version {since}`) if what will read it is as new as "
+            "that."
+        )
+
+
+def _told(convention: Convention, case: Case) -> str:
+    return f"{convention.told.format(**_words(case))} (`{convention.fields[0]}`)"
 
 
 def _refuse_unknown(case: Case, layout: str) -> None:
@@ -391,7 +410,7 @@ def _refuse_unknown(case: Case, layout: str) -> None:
 def _words(case: Case) -> dict[str, Any]:
     config = case.config
     return {
-        "boundaries": case.boundaries or "that its config does not tell (pass `target`)",
+        "boundaries": case.boundaries or "by default",
         "count": config.num_target_boundaries,
         "layers": config.num_hidden_layers,
         "window": config.sliding_window,
@@ -410,7 +429,7 @@ def table() -> str:
 
 
 _ELLIPSES = dict.fromkeys(("boundaries", "window"), "...") | {
-    "count": "more or fewer",
+    "count": "more or fewer than 3",
     "layers": "several",
     "activation": "other than silu",
     "rope": "of other kinds or parameters",

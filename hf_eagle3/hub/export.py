@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .. import layouts
-from ..head_files import WEIGHT_FILES, Tensors
+from ..head_files import WEIGHT_FILES, Tensors, read_config
 from .conventions import Case
 from .export_layouts import CHAIN, ExportLayout, layout_named
 from .export_target import Target, read_target
@@ -62,7 +62,7 @@ def export_head(
         )
     chosen.check(case, layout, engine_version)
     path = Path(folder)
-    _refuse_other_heads(path, chosen, head)
+    _refuse_other_heads(path, chosen)
     tensors, config = chosen.tensors(case), chosen.config(case)
     write_whole(
         path,
@@ -120,12 +120,11 @@ def _check_pair(head: Any, target: Target) -> None:
     config.boundaries_for(target.num_layers)
 
 
-def _refuse_other_heads(folder: Path, layout: ExportLayout, head: Any) -> None:
+def _refuse_other_heads(folder: Path, layout: ExportLayout) -> None:
     """A folder keeps its files, so one head's weights must not come to lie beside another's config."""
     others = [name for name in WEIGHT_FILES if name != layout.weights and (folder / name).exists()]
-    config = folder / CONFIG_NAME
-    native = config.exists() and layouts.recognise(json.loads(config.read_text(encoding="utf-8")))
-    if others or (native and native.name == "hf-eagle3"):
+    there = layouts.recognise(read_config(folder, {})) if (folder / CONFIG_NAME).exists() else None
+    if others or (there is not None and there.name == "hf-eagle3"):
         raise OSError(
             f"{folder} already holds a head ({', '.join(others) or CONFIG_NAME}), which the layout {layout.name!r} "
             "would not replace whole; choose another folder."

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,14 @@ def read_target(target: PreTrainedModel | str | os.PathLike) -> Target:
 
 def _facts(config: PreTrainedConfig, name: str, embeddings: Callable[[], torch.Tensor]) -> Target:
     text = config.get_text_config(decoder=True)
+    # They are asked for more than once, and may have to be read from a file of many gigabytes.
     return Target(
         name=name,
         architectures=tuple(config.architectures or ()),
         num_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
         hidden_size=text.hidden_size,
-        embeddings=embeddings,
+        embeddings=cache(embeddings),
     )
 
 

@@ -77,7 +77,12 @@ KINDS = {
         {"own_embeddings": True}, replace(PLAIN, embeddings="own"), ("eagle", "vllm", "speculators")
     ),
     "norm_before_residual": Kind({"norm_before_residual": True}, replace(PLAIN, residual="normed"), BOTH),
-    "norm_before_fc": Kind({"norm_before_fc": True}, replace(PLAIN, state_norm="concat"), THREE, {"sglang": "0.5.23"}),
+    "norm_before_fc": Kind(
+        {"norm_before_fc": True},
+        replace(PLAIN, state_norm="concat"),
+        THREE,
+        {"sglang": "0.5.23", "speculators": "0.5.0"},
+    ),
     "fc_norm": Kind(
         {"fc_norm": True}, replace(PLAIN, state_norm="chunk"), THREE, {"sglang": "0.5.23", "speculators": "0.8.1"}
     ),
@@ -99,7 +104,7 @@ KINDS = {
         {"reads_last_hidden_state": True, "target_boundaries": None},
         replace(PLAIN, boundaries=(), projection="none"),
         ("sglang", "vllm"),
-        {"sglang": "0.5.23"},
+        {"sglang": "0.5.23", "vllm": "0.33.0"},
     ),
     "trained_2026": Kind(
         {"norm_before_residual": True, "norm_before_fc": True, "norm_output": True, "sliding_window": 4},

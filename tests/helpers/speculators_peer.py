@@ -40,6 +40,7 @@ def main(steps: int, case: Path) -> None:
             hidden_states=given["hidden_states"],
             input_ids=given["input_ids"],
             document_ids=torch.zeros_like(given["input_ids"]),
+            position_ids=torch.arange(given["input_ids"].shape[1])[None],  # their trainer begins at 1, engines at 0
             ttt_steps=steps,
         )
     save_file({f"logits.{step}": each.contiguous() for step, each in enumerate(logits)}, case / "outputs.safetensors")

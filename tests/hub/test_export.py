@@ -14,7 +14,7 @@ import torch
 from helpers.checkpoint_catalogue import Facts, Sizes, Synthetic, variants
 from helpers.checkpoint_conventions import Rope
 from helpers.engine_loaders import PROJECTIONS, Reading, Refused, read
-from helpers.export_heads import KINDS, LAYERS, VOCABULARY, WIDTH, Kind, tiny_head
+from helpers.export_heads import BOTH, KINDS, LAYERS, VOCABULARY, WIDTH, Kind, tiny_head
 from helpers.reference_heads import reference_steps
 from helpers.targets import GOLDEN, tiny_target
 from safetensors.torch import load_file
@@ -209,7 +209,7 @@ def test_every_engine_reads_it_as_it_is(kind: str, layout: str, exported: Callab
             assert read(engine, folder, LAYERS) == expected(kind, head, layout), engine
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "vllm" in KINDS[kind].newer])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if {*BOTH} <= KINDS[kind].newer.keys()])
 def test_vllm_reads_a_window_and_a_fed_back_norm_from_speculators_too(
     kind: str, exported: Callable[[str, str], Path]
 ) -> None:
@@ -222,7 +222,7 @@ def test_what_older_versions_pass_over_needs_a_version(
     kind: str, layout: str, targets: dict[int, str], tmp_path: Path
 ) -> None:
     head, target, since = tiny_head(KINDS[kind]), target_of(kind, targets), KINDS[kind].newer[layout]
-    for version in (None, "0.5.6"):
+    for version in (None, "0.1.0"):
         with pytest.raises(ValueError, match=f"--engine-version {since}") as caught:
             export.export_head(head, tmp_path / "out", layout, target, version)
         assert_a_sentence(caught.value)
@@ -238,6 +238,9 @@ def test_what_a_layout_cannot_say_is_refused(kind: str, layout: str, targets: di
     with pytest.raises(ValueError, match="This head ") as caught:
         head.save_pretrained(tmp_path / "out", layout=layout, target=target, engine_version="999")
     assert_a_sentence(caught.value)
+    # It says where else to go: to the layouts that can say all of this head.
+    able = " or ".join(KINDS[kind].layouts)
+    assert str(caught.value).endswith(f"; export it to {able}." if able else "; keep it in the layout of hf-eagle3.")
     assert not any(tmp_path.iterdir())
 
 
@@ -445,6 +448,10 @@ def test_what_is_no_head_or_no_layout_is_told(tmp_path: Path) -> None:
         head.save_pretrained(tmp_path, layout="gguf")
     with pytest.raises(ValueError, match=r"was given False, max_shard_size beside `layout`"):
         head.save_pretrained(tmp_path, False, layout="sglang", max_shard_size="1GB")
+    five = tiny_head(Kind({"target_boundaries": None, "num_target_boundaries": 5}, None))
+    for layout in ("eagle", "sglang", "vllm"):
+        with pytest.raises(ValueError, match=r"does not say which boundaries it reads, which are 5"):
+            export.export_head(five, tmp_path / "out", layout)
     with pytest.raises(ValueError, match="the kind 'llama' cannot be exported"):
         export.export_head(tiny_target(), tmp_path, "sglang")
     with pytest.raises(TypeError, match="Got a str to export"):

@@ -81,8 +81,8 @@ def theirs(library: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def test_it_computes_the_same_logits(kind: str, theirs: dict[str, dict[str, torch.Tensor]]) -> None:
     """Every row at the first step; then, from every row, a chain that feeds back its own states.
 
-    Their positions begin at 1 and ours at 0, which rotary embeddings do not feel. Their later steps are the trainer's,
-    whose window does not move on with the chain: there only chains inside the window are compared.
+    Their later steps are the trainer's, whose window does not move on with the chain: where there is one, only chains
+    that stay inside it are compared.
     """
     head, given = tiny_head(KINDS[kind]), theirs[kind]
     states, ids = given["hidden_states"], given["input_ids"]
