@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
@@ -158,7 +158,8 @@ def write_whole(folder: Path, files: Mapping[str, Write]) -> None:
 
 def _save_tensors(tensors: Tensors, file: Path) -> None:
     if file.name == SAFE_WEIGHTS_NAME:
-        save_file(tensors, file, metadata={"format": "pt"})
+        # `save_file` would make a file that only this user can read; who serves it is often another.
+        file.write_bytes(save(tensors, metadata={"format": "pt"}))
     else:
         torch.save(tensors, file)
 

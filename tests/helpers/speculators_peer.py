@@ -3,7 +3,7 @@
     python speculators_peer.py STEPS CASE...
 
 Each CASE is a folder with an exported `head` and `inputs.safetensors`: `hidden_states` [1, rows, boundaries * hidden]
-and `input_ids` [1, rows]. It gets `outputs.safetensors`: `logits.N` [rows, draft vocabulary] of step N. Row t starts
+(float64) and `input_ids` [1, rows]. It gets `outputs.safetensors`: `logits.N` [rows, draft vocabulary] of step N. Row t starts
 from its own state and sees the rows before it; at step N it has read the tokens t to t + N, and fed back its output.
 """
 
@@ -25,12 +25,12 @@ def main(steps: int, case: Path) -> None:
     config = SpeculatorModelConfig.from_pretrained(case / "head")
     # Their flex attention is for GPUs; this is their own choice for tests.
     config.transformer_layer_config._attn_implementation = "eager"
-    model = SpeculatorModel.from_pretrained(case / "head", config=config, dtype=torch.float32).eval()
+    model = SpeculatorModel.from_pretrained(case / "head", config=config, dtype=torch.float64).eval()
     loaded, stored = model.state_dict(), load_file(case / "head" / "model.safetensors")
     if loaded.keys() - THEIRS != stored.keys():
         raise SystemExit(f"{case}: file and model differ in {sorted((loaded.keys() - THEIRS) ^ stored.keys())}")
     for name, tensor in stored.items():
-        if not torch.equal(loaded[name], tensor):
+        if not torch.equal(loaded[name], tensor.to(loaded[name].dtype)):
             raise SystemExit(f"{case}: {name} was not taken from the file")
     logits: list[torch.Tensor] = []
     model.lm_head.register_forward_hook(lambda module, args, output: logits.append(output[0]))

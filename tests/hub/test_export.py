@@ -382,6 +382,7 @@ def test_the_dtype_is_kept(layout: str, dtype: torch.dtype, targets: dict[int, s
     again = hf_eagle3.load_head(folder)
     assert again.dtype == dtype
     config = json.loads((folder / "config.json").read_text())
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     assert config["dtype"] == config["torch_dtype"] == str(dtype).removeprefix("torch.")
     for name, tensor in head.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)

@@ -21,6 +21,8 @@ from hf_eagle3.hub.export import export_head
 LIBRARY = "speculators==0.9.0"
 PEER = Path(__file__).parents[1] / "helpers" / "speculators_peer.py"
 ROWS, STEPS = 9, 3
+# In float64, but for what both do in float32: norms and rotations.
+TOLERANCE = 1e-5
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +62,9 @@ def theirs(library: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     for kind in cases:
         head = tiny_head(KINDS[kind])
         export_head(head, root / kind / "head", "speculators", root / "target", engine_version="0.9.0")
-        states = torch.randn(1, ROWS, WIDTH * head.config.num_target_boundaries, generator=generator)
+        states = torch.randn(
+            1, ROWS, WIDTH * head.config.num_target_boundaries, generator=generator, dtype=torch.float64
+        )
         ids = torch.randint(0, VOCABULARY, (1, ROWS), generator=generator)
         save_file({"hidden_states": states, "input_ids": ids}, root / kind / "inputs.safetensors")
     command = [library, str(PEER), str(STEPS), *(str(root / kind) for kind in cases)]
@@ -84,11 +88,11 @@ def test_it_computes_the_same_logits(kind: str, theirs: dict[str, dict[str, torc
     Their later steps are the trainer's, whose window does not move on with the chain: where there is one, only chains
     that stay inside it are compared.
     """
-    head, given = tiny_head(KINDS[kind]), theirs[kind]
+    head, given = tiny_head(KINDS[kind]).double(), theirs[kind]
     states, ids = given["hidden_states"], given["input_ids"]
-    embed = head.embed_tokens.weight if head.embed_tokens is not None else given["embeddings"]
+    embed = head.embed_tokens.weight if head.embed_tokens is not None else given["embeddings"].double()
     first = head(head.fuse(states), inputs_embeds=embed[ids]).logits[0]
-    torch.testing.assert_close(first, given["logits.0"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(first, given["logits.0"], atol=TOLERANCE, rtol=TOLERANCE)
     compared = 0
     for row in range(ROWS - STEPS + 1):
         out: Any = head(head.fuse(states[:, : row + 1]), inputs_embeds=embed[ids[:, : row + 1]], use_cache=True)
@@ -98,6 +102,8 @@ def test_it_computes_the_same_logits(kind: str, theirs: dict[str, dict[str, torc
                 out.last_hidden_state[:, -1:], inputs_embeds=embed[token], past_key_values=cache, use_cache=True
             )
             if head.config.sliding_window is None or row + step < head.config.sliding_window:
-                torch.testing.assert_close(out.logits[0, 0], given[f"logits.{step}"][row], atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(
+                    out.logits[0, 0], given[f"logits.{step}"][row], atol=TOLERANCE, rtol=TOLERANCE
+                )
                 compared += 1
     assert compared >= 5
