@@ -3,8 +3,9 @@
     python speculators_peer.py STEPS CASE...
 
 Each CASE is a folder with an exported `head` and `inputs.safetensors`: `hidden_states` [1, rows, boundaries * hidden]
-(float64) and `input_ids` [1, rows]. It gets `outputs.safetensors`: `logits.N` [rows, draft vocabulary] of step N. Row t starts
-from its own state and sees the rows before it; at step N it has read the tokens t to t + N, and fed back its output.
+(float64) and `input_ids` [1, rows]. It gets `outputs.safetensors`: `logits.N` [rows, draft vocabulary] of step N. Row
+t starts from its own state and sees the rows before it; at step N it has read the tokens t to t + N, and fed back its
+output.
 """
 
 from __future__ import annotations
