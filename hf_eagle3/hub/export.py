@@ -1,6 +1,6 @@
 """Heads in the layouts that serving engines load: checked against what the layout can say, then written whole.
 
-A head is never written in a layout whose readers would compute something else in silence; see `conventions`.
+A head is never written in a layout whose readers would compute something else in silence; see `export_check`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The layouts that heads are exported to: how each writes the config and names and chooses the tensors.
 
-The inverse of `hf_eagle3.layouts`; what a layout cannot say was refused before (`conventions.check`). Knows nothing of
+The inverse of `hf_eagle3.layouts`; what a layout cannot say was refused before (`export_check`). Knows nothing of
 files.
 """
 
@@ -15,7 +15,8 @@ import torch
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ..head_files import Tensors
-from .conventions import PLAIN_FIELDS, Case, check
+from .conventions import PLAIN_FIELDS, Case
+from .export_check import check
 
 Fields = dict[str, Any]
 # Tokens that vLLM drafts in a chain, where a head's own tree does not say how deep it goes.

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from hf_eagle3 import Eagle3Config, Eagle3DraftModel
 
 from .checkpoint_conventions import Conventions, Rope
+from .targets import tiny_target
 
 LAYERS = 10  # of the target
+LENGTH, STEPS = 9, 4  # what a head reads at first, and how often it is run
+WIDER = 48  # than a head
 WIDTH, VOCABULARY = 32, 96
+LAYOUTS = ("eagle", "sglang", "vllm", "speculators")
 ROPE3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 256}
 
 
@@ -28,7 +34,7 @@ class Kind:
 
     fields: dict[str, Any]
     rules: Conventions | None
-    layouts: tuple[str, ...] = ("eagle", "sglang", "vllm", "speculators")
+    layouts: tuple[str, ...] = LAYOUTS
     newer: dict[str, str] = field(default_factory=dict)
 
 
@@ -69,7 +75,7 @@ KINDS = {
     "dynamic": Kind(_scaled("dynamic", 1e4, factor=4.0), None, ()),
     "head_dim": Kind({"head_dim": 16}, PLAIN, THREE),
     "wide_target": Kind(
-        {"target_hidden_size": 48, "own_embeddings": True},
+        {"target_hidden_size": WIDER, "own_embeddings": True},
         replace(PLAIN, embeddings="own"),
         ("eagle", "sglang", "vllm"),
     ),
@@ -138,3 +144,46 @@ def tiny_head(kind: Kind, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
     if size < VOCABULARY:
         head.set_draft_vocabulary(torch.randperm(VOCABULARY, generator=generator)[:size].sort().values)
     return head.to(dtype)
+
+
+def save_targets(folder: Path) -> dict[int, str]:
+    """Folders of a target as wide as the heads, and of a wider one, by their widths."""
+    for width in (WIDTH, WIDER):
+        tiny_target(num_hidden_layers=LAYERS, hidden_size=width).save_pretrained(folder / str(width))
+    return {width: str(folder / str(width)) for width in (WIDTH, WIDER)}
+
+
+def target_of(kind: str, targets: dict[int, str]) -> str:
+    return targets[KINDS[kind].fields.get("target_hidden_size", WIDTH)]
+
+
+def embeddings_of(target: str) -> torch.Tensor:
+    return load_file(f"{target}/model.safetensors")["model.embed_tokens.weight"]
+
+
+def inputs(head: Any, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    count, width = head.config.num_target_boundaries, head.config.target_hidden_size
+    states = [torch.randn(LENGTH, width, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
+    return states, torch.randint(0, VOCABULARY, (LENGTH + STEPS,), generator=generator)
+
+
+def in_own_memory(head: Any) -> Any:
+    """Weights mapped from a file lie at odd addresses, where matrix products round differently."""
+    for weight in head.parameters():
+        weight.data = weight.data.clone()
+    return head
+
+
+@torch.no_grad()
+def drafted(head: Any, embeddings: torch.Tensor) -> list[torch.Tensor]:
+    """Logits of every step: all states at once, then a chain from the last."""
+    states, tokens = inputs(head, head.dtype)
+    embed = head.embed_tokens.weight if head.embed_tokens is not None else embeddings.to(head.dtype)
+    hidden, cache, found = head.fuse(torch.cat(states, dim=-1)[None]), None, []
+    for step in range(STEPS):
+        new = tokens[None, 1 : LENGTH + 1] if step == 0 else tokens[None, LENGTH + step : LENGTH + step + 1]
+        out = head(hidden, inputs_embeds=embed[new], past_key_values=cache, use_cache=True)
+        hidden, cache = out.last_hidden_state[:, -1:], out.past_key_values
+        found.append(out.logits[0])
+    return found
