@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..head_files import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS, BASE
-from .repository import CARD, copy_records
+from .cards import CARD
+from .repository import copy_records, write_card
 
 _FORM = "[More Information Needed]"
 
@@ -32,13 +32,19 @@ def _is_peft_model(head: Any) -> bool:
 
 
 def lay_out(
-    adapter: Any, folder: str | os.PathLike, *, base: str | None = None, records: str | os.PathLike | None = None
+    adapter: Any,
+    folder: str | os.PathLike,
+    *,
+    base: str | None = None,
+    records: str | os.PathLike | None = None,
+    repo_id: str | None = None,
 ) -> Path:
     """Write the repository of `adapter` (see `is_adapter`) into `folder`; of a head with one, the adapter alone.
 
     Args:
         base: Hub id of its head; what the adapter says if None.
         records: the folder with its records; the adapter's own, where it is a folder, if None.
+        repo_id: where it goes, which is what the card calls it.
 
     Raises:
         ValueError: if it does not say which head on the Hub it belongs to.
@@ -52,10 +58,11 @@ def lay_out(
     else:
         _save(adapter, folder)
     _check(folder / ADAPTER_WEIGHTS)
-    base = _name_base(folder / ADAPTER_CONFIG_NAME, base)
+    _name_base(folder / ADAPTER_CONFIG_NAME, base)
     if records is not None:
         copy_records(records, folder, asked=True)
-    _write_card(folder, base)
+    _drop_empty_form(folder / CARD)
+    write_card(folder, repo_id)
     return folder
 
 
@@ -86,7 +93,7 @@ def _check(path: Path) -> None:
         raise OSError(f"{path.name} of the adapter holds no tensors; train it, or save it again.")
 
 
-def _name_base(path: Path, base: str | None) -> str:
+def _name_base(path: Path, base: str | None) -> None:
     """Write into the adapter's config which head it belongs to, by the Hub id that others have it by."""
     config = json.loads(path.read_text(encoding="utf-8"))
     named = base if base is not None else config.get(BASE)
@@ -97,7 +104,6 @@ def _name_base(path: Path, base: str | None) -> str:
         )
     config[BASE] = named
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return str(named)
 
 
 def _is_repository(name: Any) -> bool:
@@ -110,21 +116,10 @@ def _is_repository(name: Any) -> bool:
     return True
 
 
-def _write_card(folder: Path, base: str) -> None:
-    """A card of its own is left alone, but for the form that peft saves and nobody has filled in."""
-    if (folder / CARD).is_file() and _FORM not in (folder / CARD).read_text(encoding="utf-8"):
-        return
-    data = ModelCardData(
-        base_model=base, library_name="peft", tags=["eagle3", "speculative-decoding", "draft-model", "lora"]
-    )
-    text = (
-        f"An adapter (LoRA) of the EAGLE-3 draft head [{base}](https://huggingface.co/{base}).\n\n"
-        "```python\nimport hf_eagle3\n\n"
-        f'head = hf_eagle3.load_head("{base}")\n'
-        "head.load_adapter(...)  # the id of this repository\n"
-        "target.generate(**inputs, assistant_model=head)\n```\n"
-    )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / CARD)
+def _drop_empty_form(card: Path) -> None:
+    """The form that peft saves as a card, where nobody has filled it in."""
+    if card.is_file() and _FORM in card.read_text(encoding="utf-8"):
+        card.unlink()
 
 
 __all__ = ["is_adapter", "lay_out"]

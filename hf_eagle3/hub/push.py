@@ -32,6 +32,8 @@ def push_to_hub(
     commit_description: str | None = None,
     create_pr: bool = False,
     layout: str | None = None,
+    target: Any = None,
+    engine_version: str | None = None,
     records: str | os.PathLike | None = None,
     max_shard_size: int | str = "50GB",
     base: str | None = None,
@@ -47,7 +49,17 @@ def push_to_hub(
         OSError: if the Hub refuses, or the connection ends: nothing is visible there then.
     """
     with tempfile.TemporaryDirectory() as folder:
-        lay_out(head, folder, layout=layout, records=records, max_shard_size=max_shard_size, base=base)
+        lay_out(
+            head,
+            folder,
+            repo_id=repo_id,
+            layout=layout,
+            target=target,
+            engine_version=engine_version,
+            records=records,
+            max_shard_size=max_shard_size,
+            base=base,
+        )
         return upload(
             folder,
             repo_id,
@@ -64,19 +76,20 @@ def lay_out(
     head: Any,
     folder: str | os.PathLike,
     *,
-    layout: str | None = None,
-    records: str | os.PathLike | None = None,
-    max_shard_size: int | str = "50GB",
     base: str | None = None,
+    records: str | os.PathLike | None = None,
+    repo_id: str | None = None,
+    **of_heads: Any,
 ) -> Path:
-    """What `push_to_hub` uploads, written into `folder`."""
+    """What `push_to_hub` uploads, written into `folder`; `of_heads` as [`repository.lay_out`] takes them."""
     if adapters.is_adapter(head):
-        if layout is not None:
+        if of_heads.get("layout") is not None:
+            layout = of_heads["layout"]
             raise ValueError(f"Got layout={layout!r} for an adapter, but engines load whole heads; merge it first.")
-        return adapters.lay_out(head, folder, base=base, records=records)
+        return adapters.lay_out(head, folder, base=base, records=records, repo_id=repo_id)
     if base is not None:
         raise ValueError(f"Got the base {base!r} for a whole head, which needs none; leave it out.")
-    return repository.lay_out(head, folder, layout=layout, records=records, max_shard_size=max_shard_size)
+    return repository.lay_out(head, folder, records=records, repo_id=repo_id, **of_heads)
 
 
 def upload(

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from . import code
+from . import cards, code
+from .cards import CARD
+from .facts import EVALUATIONS, RECIPE, TRAINING
+from .words import FILE as WORDS
 
-CARD = "README.md"
-# What lies beside a head and is worth publishing with it: how it was made, what was measured, and its own card with
-# the pictures in it.
-RECORDS = ("training.json", "recipe.*", "eval*.json", CARD, "*.png", "*.svg")
+# What lies beside a head and is worth publishing with it: how it was made, what was measured, what its card says by
+# hand, or a card of its own, with the pictures in it.
+RECORDS = (TRAINING, RECIPE, f"{EVALUATIONS}/*.json", WORDS, CARD, "*.png", "*.svg")
 ENGINE_LAYOUTS = ("sglang", "vllm", "speculators", "eagle")
 
 
@@ -26,14 +26,19 @@ def lay_out(
     head: PreTrainedModel,
     folder: str | os.PathLike,
     *,
+    repo_id: str | None = None,
     layout: str | None = None,
+    target: Any = None,
+    engine_version: str | None = None,
     records: str | os.PathLike | None = None,
     max_shard_size: int | str = "50GB",
 ) -> Path:
     """Write the repository of `head` into `folder`, which is made.
 
     Args:
+        repo_id: where it goes, which is what the card calls it.
         layout: one of `ENGINE_LAYOUTS`, whose repository has no code of ours; None for our own.
+        target, engine_version: for a `layout`, as `export_head` takes them.
         records: the folder with the head's records; the one it was loaded from if None.
 
     Raises:
@@ -41,13 +46,15 @@ def lay_out(
         OSError: if `records` is no folder, or something cannot be written.
     """
     folder = Path(folder)
+    if layout is None and (target is not None or engine_version is not None):
+        raise ValueError("Got a target or an engine's version without a layout, which alone needs them; leave it out.")
     if layout is None:
         head.save_pretrained(folder, max_shard_size=max_shard_size)
         add_code(folder, type(head.config).__name__, type(head).__name__)
     else:
-        _export(head, folder, layout)
+        head.save_pretrained(folder, layout=layout, target=target, engine_version=engine_version)
     copy_records(records if records is not None else head.name_or_path, folder, asked=records is not None)
-    write_card(folder)
+    write_card(folder, repo_id)
     return folder
 
 
@@ -75,23 +82,16 @@ def copy_records(source: str | os.PathLike, folder: Path, asked: bool) -> None:
     for pattern in RECORDS:
         for path in sorted(Path(source).glob(pattern)):
             if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+                copy = folder / path.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
-def write_card(folder: Path) -> None:
-    """`README.md`, rendered from the files that are there; a head's own is left alone."""
-    if (folder / CARD).is_file():
-        return
-    data = ModelCardData(library_name="transformers", tags=["eagle3", "speculative-decoding", "draft-model"])
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\nAn EAGLE-3 draft head.\n").save(folder / CARD)
-
-
-def _export(head: Any, folder: Path, layout: str) -> None:
-    if layout not in ENGINE_LAYOUTS:
-        raise ValueError(f"Got the layout {layout!r}; there are {', '.join(ENGINE_LAYOUTS)}, or none for our own.")
-    if importlib.util.find_spec("hf_eagle3.hub.export") is None:
-        raise ValueError(f"This version of hf-eagle3 cannot write the layout {layout!r}; leave it out, or update it.")
-    head.save_pretrained(folder, layout=layout)
+def write_card(folder: Path, repo_id: str | None = None) -> None:
+    """`README.md`, rendered from the files that are there. One that somebody wrote is left alone: where `card.yaml`
+    lies beside it, nobody did."""
+    if not (folder / CARD).is_file() or (folder / WORDS).is_file():
+        cards.write_card(folder, repo_id)
 
 
 __all__ = ["ENGINE_LAYOUTS", "RECORDS", "add_code", "copy_records", "lay_out", "write_card"]
