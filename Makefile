@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow test-space lint format clean
 
 help:
 	@echo "make install    .venv with everything that development needs"
 	@echo "make demo       three questions, with the head and without, side by side"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the long ones: all questions, real models"
+	@echo "make test-space the demo in a real browser, which it installs"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's fixes and its formatting"
 
@@ -39,6 +40,13 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Debian's Chromium, driven by playwright; no browser is downloaded from elsewhere.
+test-space: install
+	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; } || { echo "the browser test needs Chromium and may not install it here: install your system's package, as in sudo apt-get install chromium"; exit 1; }
+	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+	$(BIN)/python -m pip install --quiet --editable '.[space]'
+	$(BIN)/python -m pytest -m space
 
 lint: install
 	$(BIN)/python -m ruff check .

@@ -16,6 +16,7 @@ from typing import Any
 import gradio as gr
 import page
 from chat import Conversation
+from gradio.themes.utils.fonts import LocalFont
 from pair import EMBEDDED, Pairs, sentence
 
 from hf_eagle3.evaluation.timing import Settings
@@ -30,6 +31,7 @@ EXAMPLES = [
     "Explain in a few sentences why the sky is blue.",
     "List five things to pack for a weekend in the mountains, with a reason for each.",
 ]
+LABELS = ["A palindrome in Python", "Why is the sky blue?", "What to pack for the mountains"]
 INTRODUCTION = (
     "## EAGLE-3 inside transformers\n"
     "A small draft head guesses several tokens ahead, as a tree; the model checks the whole tree in one forward and "
@@ -120,6 +122,19 @@ def _shown_tree(conversation: Conversation) -> dict[Any, Any]:
 
 CPU = DEFAULT_TREES["cpu"]
 SCRIPT = (HERE / "page.js").read_text(encoding="utf-8")
+# In the head and not by `css`, which Gradio would scope to what is inside its own container.
+STYLE = f"<style>{(HERE / 'page.css').read_text(encoding='utf-8')}</style>"
+# The fonts that Gradio brings along, in the weights that it brings whole: nothing is fetched from elsewhere.
+THEME = gr.themes.Default(
+    primary_hue="blue",
+    neutral_hue="slate",
+    font=(LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"),
+    font_mono=("ui-monospace", "Menlo", "Consolas", "monospace"),
+)
+# A tree that was asked for is brought into view; one that comes by itself at the end of an answer moves nothing.
+REVEAL = """watch('value', () => {
+  if (document.activeElement?.closest('[data-round]')) element.scrollIntoView({block: 'nearest', behavior: 'smooth'});
+});"""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 with gr.Blocks(title="EAGLE-3 inside transformers", analytics_enabled=False) as demo:
@@ -128,27 +143,37 @@ with gr.Blocks(title="EAGLE-3 inside transformers", analytics_enabled=False) as 
     gr.Markdown(INTRODUCTION, elem_id="introduction")
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
-            with gr.Row(elem_id="asking", equal_height=True):
+            with gr.Row(elem_id="asking"):
                 box = gr.Textbox(
-                    EXAMPLES[0], show_label=False, label="Question", lines=1, max_lines=6, scale=6, min_width=200,
-                    placeholder="Ask something", elem_id="question", autofocus=True, max_length=4000,
-                )  # fmt: skip
-                send = gr.Button("Send", variant="primary", scale=1, min_width=76, elem_id="send")
-                halt = gr.Button("Stop", variant="stop", scale=1, min_width=76, interactive=False, elem_id="stop")
-            gr.Examples(EXAMPLES, box, label="Or try", api_visibility="private")
+                    EXAMPLES[0],
+                    label="Question",
+                    show_label=False,
+                    container=False,
+                    placeholder="Ask something",
+                    lines=1,
+                    max_lines=6,
+                    max_length=4000,
+                    scale=6,
+                    min_width=150,
+                    autofocus=True,
+                    elem_id="question",
+                )
+                send = gr.Button("Send", variant="primary", scale=1, min_width=64, elem_id="send")
+                halt = gr.Button("Stop", variant="stop", scale=1, min_width=64, interactive=False, elem_id="stop")
+            gr.Examples(EXAMPLES, box, label="Or try", example_labels=LABELS, api_visibility="private")
             notice = gr.HTML("", elem_id="notice", apply_default_css=False)
             gr.HTML(page.legend_html(), elem_id="legend", apply_default_css=False)
             live = gr.HTML(page.EMPTY, elem_id="live", apply_default_css=False, js_on_load=SCRIPT)
-            tree = gr.HTML("", elem_id="tree", apply_default_css=False)
+            tree = gr.HTML("", elem_id="tree", apply_default_css=False, js_on_load=REVEAL)
             earlier = gr.HTML("", elem_id="earlier", apply_default_css=False, js_on_load=SCRIPT)
         with gr.Column(scale=1, min_width=240, elem_id="settings"):
             rejected = gr.Checkbox(False, label="Show rejected drafts", elem_id="show-rejected")
             temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature", info="0 is greedy")
-            length = gr.Slider(16, LONGEST, 128, step=16, label="New tokens, at most", elem_id="length")
+            length = gr.Slider(16, LONGEST, 128, step=16, label="New tokens", elem_id="length")
             with gr.Accordion("Draft tree", open=True):
-                nodes = gr.Slider(1, 63, CPU.num_assistant_tokens, step=1, label="Drafts in a tree")
+                nodes = gr.Slider(1, 63, CPU.num_assistant_tokens, step=1, label="Draft nodes")
                 depth = gr.Slider(1, 10, CPU.tree_depth, step=1, label="Depth")
-                top_k = gr.Slider(1, 10, CPU.tree_top_k, step=1, label="Children of a node")
+                top_k = gr.Slider(1, 10, CPU.tree_top_k, step=1, label="Top-k")
             with gr.Accordion("Head", open=False, elem_id="head-settings"):
                 head = gr.Dropdown(
                     HEADS,
@@ -180,10 +205,9 @@ with gr.Blocks(title="EAGLE-3 inside transformers", analytics_enabled=False) as 
 if __name__ == "__main__":
     PAIRS.get(EMBEDDED)  # loaded before the first visitor comes
     demo.queue(max_size=WAITING).launch(
-        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate"),
-        css_paths=HERE / "page.css",
+        theme=THEME,
+        head=STYLE,
         footer_links=["gradio"],
         run_history=False,
         ssr_mode=False,
-        show_error=False,
     )

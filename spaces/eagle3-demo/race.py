@@ -53,8 +53,9 @@ class Runner(BaseStreamer, StoppingCriteria):
             self._back.acquire()
 
     def stop(self) -> None:
-        """From any thread: end after the forward that is running."""
-        self._stopped.set()
+        """From any thread: end after the forward that is running, if it has not ended by itself."""
+        if not self.done:
+            self._stopped.set()
 
     @property
     def stopped(self) -> bool:
@@ -152,7 +153,8 @@ class Race:
 
     @property
     def stopped(self) -> bool:
-        return self.drafted.stopped
+        """Whether an answer was ended before it ended by itself."""
+        return self.drafted.stopped or self.plain.stopped
 
     def advance(self) -> bool:
         """Give one turn to the answer that has had less time; False when both are done.
