@@ -28,8 +28,8 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
     _left_out.extend(item.name for item in items if item.get_closest_marker("space"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _left_out:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if _left_out and "not space" in config.option.markexpr:
         terminalreporter.write_line(
             f"Left out: the demo in a browser ({len(_left_out)} tests); `make test-space` runs it."
         )
