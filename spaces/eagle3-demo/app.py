@@ -25,7 +25,7 @@ from hf_eagle3.pairing import DEFAULT_TREES
 HERE = Path(__file__).resolve().parent
 LONGEST = 512  # new tokens
 WAITING = 16  # questions in the queue, beyond which a new one is refused
-HEADS = [(f"{EMBEDDED} (comes with the demo)", EMBEDDED), "AngelSlim/Qwen3-1.7B_eagle3"]
+HEADS: list[Any] = [(f"{EMBEDDED} (comes with the demo)", EMBEDDED), "AngelSlim/Qwen3-1.7B_eagle3"]
 EXAMPLES = [
     "Write a Python function that checks whether a string is a palindrome.",
     "Explain in a few sentences why the sky is blue.",
@@ -64,30 +64,28 @@ def answer(
 ) -> Iterator[dict[Any, Any]]:
     """Streams both answers; what a user can mend is told in a sentence on the page."""
     knobs = {"num_assistant_tokens": int(nodes), "tree_depth": int(depth), "tree_top_k": int(top_k)}
-    told = ""
     try:
         if not question:
             raise ValueError("There is no question yet: type one, or choose an example.")
         yield {notice: page.status_html(f"Loading {head or EMBEDDED}.")}
         pair = PAIRS.get(head or "", target)
         settings = Settings(int(length), round(temperature, 2), tree=knobs)
-        yield {earlier: page.earlier_html(conversation), tree: "", notice: ""}
+        told = page.status_html(f"{pair.target_name}, {pair.precision}, with the head {pair.head_name}.")
+        yield {earlier: page.earlier_html(conversation.turns), tree: "", notice: told}
         with closing(conversation.ask(question, pair, settings)) as turns:
             for turn in turns:
                 yield {live: page.turn_html(turn, conversation.picked)}
     except Exception as error:  # told on the page, whatever it is; its trace goes to the log
         traceback.print_exc()
         told = page.notice_html(sentence(error))
-    yield {notice: told, conversation_state: conversation, **_at_rest(), **_shown_tree(conversation)}
+    yield {notice: told, conversation_state: conversation, **_at_rest(), **_whole(conversation)}
 
 
 def stop(conversation: Conversation) -> dict[Any, Any]:
     """Ends the answers that are being written; one that waited its turn is taken out of the queue by Gradio."""
-    turn = conversation.stop()
-    if turn is None:
+    if conversation.stop() is None:
         return {notice: page.status_html("Stopped before it began."), **_at_rest()}
-    shown = {live: page.turn_html(turn, conversation.picked), notice: page.status_html("Stopped.")}
-    return {**shown, **_at_rest(), **_shown_tree(conversation)}
+    return {notice: page.status_html("Stopped."), **_at_rest(), **_whole(conversation)}
 
 
 def pick(event: gr.EventData, conversation: Conversation) -> str:
@@ -110,12 +108,14 @@ def _at_rest() -> dict[Any, Any]:
     return {send: gr.update(interactive=True), halt: gr.update(interactive=False)}
 
 
-def _shown_tree(conversation: Conversation) -> dict[Any, Any]:
-    """The tree that was picked stays; else the one of the best round of the last turn is shown."""
-    turn = conversation.turns[-1] if conversation.turns else None
-    if turn is None or conversation.picked is not None or turn.trace.longest is None:
-        return {}
-    return {tree: page.tree_html(turn, turn.trace.longest)}
+def _whole(conversation: Conversation) -> dict[Any, Any]:
+    """The turns as they are now. The tree that was picked stays; else that of the last turn's best round is shown."""
+    turns, picked = conversation.turns, conversation.picked
+    if not turns:
+        return {live: page.EMPTY}
+    shown = {live: page.turn_html(turns[-1], picked), earlier: page.earlier_html(turns[:-1], picked)}
+    best = turns[-1].trace.longest
+    return shown if picked or best is None else {**shown, tree: page.tree_html(turns[-1], best)}
 
 
 # ---------------------------------------------------------------------- the page

@@ -5,7 +5,7 @@ Knows tokens and text; nothing of pages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from pair import Pair
@@ -99,11 +99,11 @@ class Conversation:
         self.picked: tuple[int, int] | None = None  # turn and round whose tree is shown
         self._asked = 0
 
-    def ask(self, question: str, pair: Pair, settings: Settings) -> Iterator[Turn]:
+    def ask(self, question: str, pair: Pair, settings: Settings) -> Generator[Turn]:
         """Answer both ways, and yield the turn as it grows; closing the iterator ends both answers.
 
         Raises:
-            ValueError: the chat has grown too long, or the pair cannot do what is asked.
+            ValueError: the chat has grown too long, or the pair cannot do what is asked; the turn is dropped then.
         """
         inputs = self._encode(question, pair)
         race = self.race = Race(pair.model, pair.head, inputs, settings)
@@ -116,6 +116,9 @@ class Conversation:
             while race.advance():
                 turn.follow(race)
                 yield turn
+        except Exception:
+            self.turns = [kept for kept in self.turns if kept is not turn]
+            raise
         finally:
             race.close()
             turn.follow(race)

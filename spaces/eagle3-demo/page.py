@@ -5,9 +5,10 @@ Everything that a model or a user wrote goes through `text`, and nothing else do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
-from chat import Conversation, Turn
+from chat import Turn
 from rounds import Token
 
 from hf_eagle3.drawing import draw_tree
@@ -24,32 +25,31 @@ MEASURED = (
 
 
 def text(written: str) -> str:
-    """What somebody wrote, as it may stand anywhere in a page.
+    """What somebody wrote, as it may stand anywhere in a page."""
+    return _inert(escape(written))
 
-    Gradio takes what it shows through two kinds of templates, so their signs are written as entities as well.
-    """
-    safe = escape(written)
+
+def _inert(html: str) -> str:
+    """Gradio takes what it shows through two kinds of templates: their signs, as entities, mean nothing to them."""
     for sign in "{}$`\\":
-        safe = safe.replace(sign, f"&#{ord(sign)};")
-    return safe
+        html = html.replace(sign, f"&#{ord(sign)};")
+    return html
 
 
 def turn_html(turn: Turn, picked: tuple[int, int] | None = None) -> str:
     """A turn: question, both answers, figures."""
     return (
-        f'<section class="turn"><p class="question"><span class="said">You</span>{text(turn.question)}</p>'
+        f'<section class="turn"><p class="question">{text(turn.question)}</p>'
         f'<div class="sides">{_drafted_side(turn, picked)}{_plain_side(turn)}</div>{_figures(turn)}</section>'
     )
 
 
-def earlier_html(conversation: Conversation) -> str:
-    """The turns so far, folded, newest first; asked for before the next one begins."""
-    turns = conversation.turns[::-1]
+def earlier_html(turns: Sequence[Turn], picked: tuple[int, int] | None = None) -> str:
+    """Turns that are over, folded, newest first."""
     if not turns:
         return ""
     folded = "".join(
-        f"<details><summary>{text(turn.question)}</summary>{turn_html(turn, conversation.picked)}</details>"
-        for turn in turns
+        f"<details><summary>{text(turn.question)}</summary>{turn_html(turn, picked)}</details>" for turn in turns[::-1]
     )
     return f'<h3 class="earlier">Earlier in this chat</h3>{folded}'
 
@@ -89,18 +89,11 @@ def tree_html(turn: Turn, number: int) -> str:
     )
     return (
         f'<figure class="tree"><figcaption>{told}</figcaption>'
-        f'<div class="picture" role="img" tabindex="0" aria-label="{told}">{text_nodes(picture)}</div>'
+        f'<div class="picture" role="img" tabindex="0" aria-label="{told}">{_inert(picture)}</div>'
         '<p class="hint">Black is the token that the round began with, green what the target accepted, dashed the '
         "token that it then chose itself, grey what it rejected. A thicker line: the head was surer.</p>"
         "</figure>"
     )
-
-
-def text_nodes(picture: str) -> str:
-    """A picture whose words are escaped already, with the signs of Gradio's templates as entities too."""
-    for sign in "{}$`\\":
-        picture = picture.replace(sign, f"&#{ord(sign)};")
-    return picture
 
 
 # ---------------------------------------------------------------------- the answers

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_eagle3 import embedded, load_head
@@ -38,6 +38,11 @@ class Pair:
     head: Any
     head_name: str
     target_name: str
+
+    @property
+    def precision(self) -> str:
+        """Dtype and device of both, in words."""
+        return f"{str(self.model.dtype).removeprefix('torch.')} on {self.model.device.type}"
 
 
 class Pairs:
@@ -90,15 +95,23 @@ class Pairs:
     def _load_own(self, head: str, target: str) -> Pair:
         config = head_config(head)
         target = target or named_target(head, config)
+        for name in (head, target):
+            self._check_size(name)
         drafter = load_head(head, dtype=self._dtype).to(self.device)
-        size = weight_bytes(target)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(target, dtype=self._dtype).to(self.device).eval()
+            tokenizer = AutoTokenizer.from_pretrained(target)
+        except OSError as error:
+            raise OSError(f"No target could be read from {target!r}: give its Hub id or its folder.") from error
+        return Pair(model, tokenizer, drafter, head, target)
+
+    def _check_size(self, name: str) -> None:
+        size = weight_bytes(name)
         if size > self._most_bytes:
             raise ValueError(
-                f"{target} has {size / 1e9:.1f} GB of weights and this Space loads at most "
-                f"{self._most_bytes / 1e9:.1f} GB: duplicate it onto larger hardware, or choose a smaller target."
+                f"{name} has {size / 1e9:.1f} GB of weights and this Space loads at most "
+                f"{self._most_bytes / 1e9:.1f} GB: duplicate it onto larger hardware, or choose something smaller."
             )
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=self._dtype).to(self.device).eval()
-        return Pair(model, AutoTokenizer.from_pretrained(target), drafter, head, target)
 
 
 def head_config(head: str) -> dict[str, Any]:
@@ -143,6 +156,8 @@ def _base_model(head: str) -> str | None:
 def weight_bytes(source: str) -> float:
     """Bytes of a model's weights, before they are downloaded; of one format, where there are several.
 
+    0 where the Hub is switched off: nothing will be downloaded then.
+
     Raises:
         OSError: the Hub knows no such model, or cannot be asked.
     """
@@ -151,8 +166,10 @@ def weight_bytes(source: str) -> float:
     else:
         try:
             files = HfApi().model_info(source, files_metadata=True).siblings or []
+        except OfflineModeIsEnabled:
+            return 0
         except (HfHubHTTPError, OSError, ValueError) as error:
-            raise OSError(f"The Hub gives no model {source!r} to this Space: check the target's id.") from error
+            raise OSError(f"The Hub shows this Space no model {source!r}: check the id.") from error
         sizes = [(Path(file.rfilename).suffix, file.size or 0) for file in files if "/" not in file.rfilename]
     totals = [sum(size for suffix, size in sizes if suffix == wanted) for wanted in _WEIGHTS]
     return next((total for total in totals if total), 0)

@@ -9,7 +9,7 @@ from typing import Any
 import page
 import pytest
 import torch
-from chat import Conversation, Turn
+from chat import Turn
 
 from hf_eagle3 import DraftTree
 from hf_eagle3.evaluation.lossless import Verdict
@@ -106,11 +106,9 @@ def test_verdicts(turn: Turn) -> None:
 
 
 def test_nothing_written_becomes_markup_or_template(turn: Turn) -> None:
-    conversation = Conversation()
-    conversation.turns = [turn]
     pages = [
         page.turn_html(turn),
-        page.earlier_html(conversation),
+        page.earlier_html([turn]),
         page.tree_html(turn, 0),
         page.tree_html(turn, 1),
         page.notice_html(WORDS[3] + WORDS[4] + WORDS[5]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pair as pairs
@@ -62,7 +64,7 @@ def test_no_such_head(loaded: Pairs, head: str) -> None:
 
 
 def test_no_such_target(loaded: Pairs, pair_folders: Any) -> None:
-    with pytest.raises(OSError, match="The Hub gives no model 'nobody/no-such-target' to this Space"):
+    with pytest.raises(OSError, match="No target could be read from 'nobody/no-such-target': give its Hub id"):
         loaded.get(pair_folders.head, "nobody/no-such-target")
 
 
@@ -70,6 +72,19 @@ def test_a_target_that_is_too_large_is_refused_before_it_is_loaded(pair_folders:
     small = Pairs(1000, torch.float32, "cpu")
     with pytest.raises(ValueError, match=r"0\.0 GB of weights and this Space loads at most 0\.0 GB: duplicate it"):
         small.get(pair_folders.head, pair_folders.target)
+
+
+@pytest.mark.parametrize("size", [900, 1100])
+def test_sizes_on_the_hub_are_asked_before_a_download(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    files = [
+        SimpleNamespace(rfilename="model.safetensors", size=size),
+        SimpleNamespace(rfilename="x/y.bin", size=9**9),
+    ]
+    answer = SimpleNamespace(siblings=files)
+    monkeypatch.setattr(pairs, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: answer))
+    small = Pairs(1000, torch.float32, "cpu")
+    with nullcontext() if size < 1000 else pytest.raises(ValueError, match=r"a/model has 0\.0 GB of weights"):
+        small._check_size("a/model")
 
 
 def test_weights_are_counted_in_one_format(tmp_path: Path) -> None:

@@ -159,3 +159,11 @@ def test_stop_from_outside_leaves_a_turn_that_is_whole(pair: Pair) -> None:
     assert list(turns) == []
     assert turn.verdict is None
     assert conversation.stop() is None
+
+
+def test_a_turn_that_fails_is_told_and_dropped(pair: Pair) -> None:
+    conversation = Conversation()
+    with pytest.raises(ValueError, match="`tree_depth` is 0"):
+        list(conversation.ask("w1", pair, Settings(8, tree={"tree_depth": 0})))
+    assert conversation.turns == []
+    assert conversation.race is None
