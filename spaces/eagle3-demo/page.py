@@ -135,6 +135,8 @@ def _plain_side(turn: Turn) -> str:
 def _side(kind: str, name: str, words: str, speed: float | None, forwards: int, count: int, done: bool) -> str:
     told = "" if speed is None else f"{speed:.1f} <small>tokens/s</small>"
     cost = f"{_count(count, 'token')} · {_count(forwards, 'target forward')}" if count else "&nbsp;"
+    if kind == "eagle" and count:
+        cost += " · click a token for its tree"
     cursor = "" if done else '<i class="cursor" aria-hidden="true"></i>'
     return (
         f'<article class="side {kind}" aria-label="{name}"><header><h3>{name}</h3><span class="speed">{told}</span>'
