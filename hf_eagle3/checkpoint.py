@@ -70,7 +70,7 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
         )
     if layout.refused:
         raise ValueError(f"{source} {layout.refused}; pass an EAGLE-3 head.")
-    tensors = _rename(head_files.read_tensors(str(source), hub, files), layout)
+    tensors = canonical(head_files.read_tensors(str(source), hub, files), layout)
     dtype = tensors["lm_head.weight"].dtype if "lm_head.weight" in tensors else torch.get_default_dtype()
     config = given if isinstance(given, Eagle3Config) else config_from(fields, tensors, layout, str(source))
     if "rope_theta" in overrides:  # a released config's word for what now is part of `rope_parameters`
@@ -81,7 +81,8 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
     return Checkpoint(config, tensors, dtype, head_files.read_generation_config(source, hub), str(source), layout.name)
 
 
-def _rename(tensors: Tensors, layout: Layout) -> Tensors:
+def canonical(tensors: Tensors, layout: Layout) -> Tensors:
+    """The tensors of a layout under the names of `Eagle3DraftModel.state_dict()`, unchecked."""
     renamed: Tensors = {}
     for name, tensor in tensors.items():
         for pattern, replacement in layout.rename:

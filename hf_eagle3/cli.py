@@ -25,6 +25,7 @@ _COMMANDS: Commands = {
     "figures": "hf_eagle3.evaluation.command:redraw",
     "sweep": "hf_eagle3.evaluation.command:sweep",
     "draw": "hf_eagle3.evaluation.command:draw",
+    "doctor": "hf_eagle3.doctor.command:doctor",
 }
 _GROUPS = {"data": "Conversations to train on: written by the target, looked at."}
 

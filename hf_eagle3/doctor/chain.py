@@ -1,0 +1,131 @@
+"""How far a greedy chain of a head would be accepted, at every position of a known answer at once.
+
+As long as a chain is accepted, its tokens are the answer's; so its drafts can be scored by feeding the answer's own
+tokens, all chains together, level by level: what a row meets is what the drafter meets, and no target runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from ..modeling_eagle3 import Eagle3DraftModel
+from .teacher import Passage
+
+
+@dataclass(frozen=True)
+class ChainScore:
+    """Of one passage.
+
+    Args:
+        greedy: tokens that the greedy chain of each position would give, bonus included, float `[positions]`.
+        fit: mean over the chain's levels of the log-probability (nats) that the head gives to the target's choice,
+            averaged over the target's own distribution, float `[positions]`. It moves where `greedy`, which counts
+            whole tokens, does not yet.
+        finite: whether all of the head's scores were numbers.
+    """
+
+    greedy: torch.Tensor
+    fit: torch.Tensor
+    finite: bool
+
+
+def worst_fit(vocabulary: int) -> float:
+    """What counts as the log-probability of a token that a head cannot draft: that of a blind guess."""
+    return -math.log(vocabulary)
+
+
+def score_chains(head: Eagle3DraftModel, target: PreTrainedModel, passage: Passage, depth: int) -> ChainScore | None:
+    """Score a chain of `depth` drafts after each answer token that has so many behind it; `None` if there is none.
+
+    Args:
+        head: any reading of a head; its dtype decides.
+        target: gives embeddings where the head has none.
+        passage: must hold the boundaries that the head reads.
+    """
+    ids = passage.ids.to(head.device)
+    rows = torch.arange(passage.start - 1, len(ids) - 1 - depth, device=ids.device)
+    if len(rows) == 0:
+        return None
+    layers = target.config.get_text_config(decoder=True).num_hidden_layers
+    states = [passage.states[boundary] for boundary in head.config.boundaries_for(layers)]
+    features = torch.cat([state.to(head.device, head.dtype) for state in states], dim=-1)[None]
+    embedding = head.input_embeddings_for(target)
+    embeddings = embedding(ids[None].to(embedding.weight.device)).to(head.device, head.dtype)
+    vocabulary = _Vocabulary(head)
+    alive = torch.ones(len(rows), device=head.device)
+    greedy, fit, finite = torch.ones_like(alive), torch.zeros_like(alive), True
+    for level, logits in enumerate(_levels(head, features, embeddings, rows, depth)):
+        finite = finite and bool(torch.isfinite(logits).all())
+        logits = logits.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        alive = alive * (vocabulary.target_ids[logits.argmax(-1)] == ids[rows + 2 + level])
+        places = rows + 2 + level - passage.start  # of the target's distributions after `rows + 1 + level`
+        likely, shares = passage.likely.to(head.device)[places], passage.shares.to(head.device)[places]
+        greedy, fit = greedy + alive, fit + vocabulary.fit(logits, likely, shares) / depth
+    return ChainScore(greedy.cpu(), fit.cpu(), finite)
+
+
+class _Vocabulary:
+    """The draft vocabulary of a head, however damaged: what its ids mean, and where a target's token is among them."""
+
+    def __init__(self, head: Eagle3DraftModel) -> None:
+        draft_ids = torch.arange(len(head.d2t), device=head.device)
+        self.target_ids = head.to_target_ids(draft_ids)
+        inside = (self.target_ids >= 0) & (self.target_ids < head.config.vocab_size)
+        self._places = torch.full((head.config.vocab_size,), -1, device=head.device)
+        self._places[self.target_ids[inside]] = draft_ids[inside]
+        self._worst = worst_fit(head.config.vocab_size)
+
+    def fit(self, logits: torch.Tensor, likely: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """Mean log-probability `[rows]` of the `likely` target tokens, weighted by their `shares` `[rows, n]`."""
+        places = self._places[likely]
+        said = logits.log_softmax(-1).gather(-1, places.clamp(min=0)).clamp(min=self._worst)
+        return (shares * said.masked_fill(places < 0, self._worst)).sum(-1) / shares.sum(-1)
+
+
+def _levels(
+    head: Eagle3DraftModel, features: torch.Tensor, embeddings: torch.Tensor, rows: torch.Tensor, depth: int
+) -> Iterator[torch.Tensor]:
+    """Scores over the draft vocabulary at each level of the chains, `[rows, draft_vocab]`."""
+    cache = DynamicCache()
+    known = features.shape[1] - 1  # the last position's next token is not known
+    first, count = int(rows[0]), len(rows)
+    out = head(
+        head.fuse(features[:, :known]),
+        inputs_embeds=embeddings[:, 1:],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=known - first,
+    )
+    hidden = out.last_hidden_state[:, first : first + count]
+    yield out.logits[0, :count]
+    for level in range(1, depth):
+        out = head(
+            hidden,
+            inputs_embeds=embeddings[:, first + 1 + level : first + 1 + level + count],
+            position_ids=(rows + level)[None],
+            attention_mask=_mask(head, known, rows, level),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        hidden = out.last_hidden_state
+        yield out.logits[0]
+
+
+def _mask(head: Eagle3DraftModel, known: int, rows: torch.Tensor, level: int) -> torch.Tensor:
+    """Additive `[1, 1, rows, keys]`: a row sees what was committed when its chain began, and its own levels since."""
+    committed = torch.arange(known, device=rows.device)[None]
+    visible = committed <= rows[:, None]
+    own = torch.eye(len(rows), dtype=torch.bool, device=rows.device).repeat(1, level)
+    window = head.config.sliding_window
+    if window is not None:
+        visible = visible & (rows[:, None] + level - committed < window)
+        back = level - 1 - torch.arange(level, device=rows.device).repeat_interleave(len(rows))
+        own = own & (back < window)[None]
+    mask = torch.zeros((len(rows), known + own.shape[1]), dtype=head.dtype, device=rows.device)
+    return mask.masked_fill_(~torch.cat((visible, own), dim=1), torch.finfo(head.dtype).min)[None, None]
