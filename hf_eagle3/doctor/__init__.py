@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .examination import Examination, examine
 from .findings import Diagnosis, Finding, Recommendation, Severity, Trial
+from .teacher import Teacher
 
-__all__ = ["Diagnosis", "Examination", "Finding", "Recommendation", "Severity", "Trial", "examine"]
+__all__ = ["Diagnosis", "Examination", "Finding", "Recommendation", "Severity", "Teacher", "Trial", "examine"]

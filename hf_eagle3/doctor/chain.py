@@ -1,13 +1,13 @@
 """How far a greedy chain of a head would be accepted, at every position of a known answer at once.
 
-As long as a chain is accepted, its tokens are the answer's; so its drafts can be scored by feeding the answer's own
+As long as a chain is accepted, its tokens are the target's; so its drafts can be scored by feeding the answer's own
 tokens, all chains together, level by level: what a row meets is what the drafter meets, and no target runs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,19 +20,38 @@ from .teacher import Passage
 
 @dataclass(frozen=True)
 class ChainScore:
-    """Of one passage.
+    """Of one passage, at each position after which a chain was begun.
 
     Args:
-        greedy: tokens that the greedy chain of each position would give, bonus included, float `[positions]`.
-        fit: mean over the chain's levels of the log-probability (nats) that the head gives to the target's choice,
-            averaged over the target's own distribution, float `[positions]`. It moves where `greedy`, which counts
-            whole tokens, does not yet.
+        answer: int64 `[positions]`, which of the passage's answers it is in.
+        right: bool `[depth, positions]`, all drafts up to this level are the target's greedy choice.
+        known: bool `[depth, positions]`, the answer follows the greedy choice as far as this level needs, so that
+            `right` can be told.
+        fit: mean over the levels of the log-probability (nats) that the head gives to the target's choice, averaged
+            over the target's own distribution, float `[positions]`. It moves where `right`, which counts whole tokens,
+            does not yet.
         finite: whether all of the head's scores were numbers.
     """
 
-    greedy: torch.Tensor
+    answer: torch.Tensor
+    right: torch.Tensor
+    known: torch.Tensor
     fit: torch.Tensor
     finite: bool
+
+    @property
+    def fits(self) -> torch.Tensor:
+        """Mean fit of each answer, float `[answers]`."""
+        return torch.stack([self.fit[self.answer == place].mean() for place in self.answer.unique()])
+
+
+def acceptance_length(scores: Sequence[ChainScore]) -> float:
+    """Tokens that a greedy chain gives for each verification, bonus included; 1.0 if there is nothing to tell by."""
+    if not scores:
+        return 1.0
+    right = torch.cat([score.right & score.known for score in scores], dim=1).sum(1)
+    known = torch.cat([score.known for score in scores], dim=1).sum(1)
+    return 1.0 + float((right / known.clamp(min=1)).sum())
 
 
 def worst_fit(vocabulary: int) -> float:
@@ -40,34 +59,37 @@ def worst_fit(vocabulary: int) -> float:
     return -math.log(vocabulary)
 
 
-def score_chains(head: Eagle3DraftModel, target: PreTrainedModel, passage: Passage, depth: int) -> ChainScore | None:
-    """Score a chain of `depth` drafts after each answer token that has so many behind it; `None` if there is none.
+def score_chains(head: Eagle3DraftModel, target: PreTrainedModel, passage: Passage, depth: int) -> ChainScore:
+    """Score a chain of `depth` drafts after each answer token that has so many behind it.
 
     Args:
         head: any reading of a head; its dtype decides.
         target: gives embeddings where the head has none.
-        passage: must hold the boundaries that the head reads.
+        passage: must hold the boundaries that the head reads, and answers longer than the chain.
     """
-    ids = passage.ids.to(head.device)
-    rows = torch.arange(passage.start - 1, len(ids) - 1 - depth, device=ids.device)
-    if len(rows) == 0:
-        return None
+    ids, likely, shares = (part.to(head.device) for part in (passage.ids, passage.likely, passage.shares))
+    places = [torch.arange(start - 1, end - 1 - depth) for start, end in passage.spans]
+    rows = torch.cat(places).to(head.device)
     layers = target.config.get_text_config(decoder=True).num_hidden_layers
     states = [passage.states[boundary] for boundary in head.config.boundaries_for(layers)]
     features = torch.cat([state.to(head.device, head.dtype) for state in states], dim=-1)[None]
     embedding = head.input_embeddings_for(target)
     embeddings = embedding(ids[None].to(embedding.weight.device)).to(head.device, head.dtype)
     vocabulary = _Vocabulary(head)
-    alive = torch.ones(len(rows), device=head.device)
-    greedy, fit, finite = torch.ones_like(alive), torch.zeros_like(alive), True
+    alive, follows = (torch.ones(len(rows), dtype=torch.bool, device=head.device) for _ in range(2))
+    right, known, fit, finite = [], [], torch.zeros(len(rows), device=head.device), True
     for level, logits in enumerate(_levels(head, features, embeddings, rows, depth)):
         finite = finite and bool(torch.isfinite(logits).all())
         logits = logits.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        alive = alive * (vocabulary.target_ids[logits.argmax(-1)] == ids[rows + 2 + level])
-        places = rows + 2 + level - passage.start  # of the target's distributions after `rows + 1 + level`
-        likely, shares = passage.likely.to(head.device)[places], passage.shares.to(head.device)[places]
-        greedy, fit = greedy + alive, fit + vocabulary.fit(logits, likely, shares) / depth
-    return ChainScore(greedy.cpu(), fit.cpu(), finite)
+        before = rows + 1 + level  # the position that the target's choice comes after
+        choice = likely[before, 0]
+        alive = alive & (vocabulary.target_ids[logits.argmax(-1)] == choice)
+        right.append(alive.cpu())
+        known.append(follows.cpu())
+        follows = follows & (ids[before + 1] == choice)
+        fit = fit + vocabulary.fit(logits, likely[before], shares[before]) / depth
+    answer = torch.cat([torch.full_like(each, number) for number, each in enumerate(places)])
+    return ChainScore(answer, torch.stack(right), torch.stack(known), fit.cpu(), finite)
 
 
 class _Vocabulary:
@@ -91,25 +113,24 @@ class _Vocabulary:
 def _levels(
     head: Eagle3DraftModel, features: torch.Tensor, embeddings: torch.Tensor, rows: torch.Tensor, depth: int
 ) -> Iterator[torch.Tensor]:
-    """Scores over the draft vocabulary at each level of the chains, `[rows, draft_vocab]`."""
+    """Scores over the draft vocabulary at each level of the chains that begin after `rows`, `[rows, draft_vocab]`."""
     cache = DynamicCache()
-    known = features.shape[1] - 1  # the last position's next token is not known
-    first, count = int(rows[0]), len(rows)
+    committed = features.shape[1] - 1  # the last position's next token is not known
     out = head(
-        head.fuse(features[:, :known]),
+        head.fuse(features[:, :committed]),
         inputs_embeds=embeddings[:, 1:],
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=known - first,
+        logits_to_keep=committed - int(rows[0]),
     )
-    hidden = out.last_hidden_state[:, first : first + count]
-    yield out.logits[0, :count]
+    hidden = out.last_hidden_state[:, rows]
+    yield out.logits[0, rows - rows[0]]
     for level in range(1, depth):
         out = head(
             hidden,
-            inputs_embeds=embeddings[:, first + 1 + level : first + 1 + level + count],
+            inputs_embeds=embeddings[:, rows + 1 + level],
             position_ids=(rows + level)[None],
-            attention_mask=_mask(head, known, rows, level),
+            attention_mask=_mask(head, committed, rows, level),
             past_key_values=cache,
             use_cache=True,
         )
@@ -117,15 +138,15 @@ def _levels(
         yield out.logits[0]
 
 
-def _mask(head: Eagle3DraftModel, known: int, rows: torch.Tensor, level: int) -> torch.Tensor:
+def _mask(head: Eagle3DraftModel, committed: int, rows: torch.Tensor, level: int) -> torch.Tensor:
     """Additive `[1, 1, rows, keys]`: a row sees what was committed when its chain began, and its own levels since."""
-    committed = torch.arange(known, device=rows.device)[None]
-    visible = committed <= rows[:, None]
+    keys = torch.arange(committed, device=rows.device)[None]
+    visible = keys <= rows[:, None]
     own = torch.eye(len(rows), dtype=torch.bool, device=rows.device).repeat(1, level)
     window = head.config.sliding_window
     if window is not None:
-        visible = visible & (rows[:, None] + level - committed < window)
+        visible = visible & (rows[:, None] + level - keys < window)
         back = level - 1 - torch.arange(level, device=rows.device).repeat_interleave(len(rows))
         own = own & (back < window)[None]
-    mask = torch.zeros((len(rows), known + own.shape[1]), dtype=head.dtype, device=rows.device)
+    mask = torch.zeros((len(rows), committed + own.shape[1]), dtype=head.dtype, device=rows.device)
     return mask.masked_fill_(~torch.cat((visible, own), dim=1), torch.finfo(head.dtype).min)[None, None]

@@ -19,20 +19,19 @@ from ..pairing import check_pair
 from .alternatives import Change, Reading, alternatives, changed
 from .chat_checks import chat_findings
 from .findings import Diagnosis, Finding, Recommendation, Severity
-from .prompts import PROMPTS
 from .search import CHAIN_DEPTH, Measured, Search
 from .static_checks import Case, run_checks, target_findings
 from .subject import Subject, assemble, complete, moved, open_subject
-from .teacher import Passage, answer, passages
+from .teacher import Passage, Teacher
 
 # Faults after which no reading of the head can be scored on this target.
 HINDERS_TRIALS = ("layout", "weights", "config", "vocabulary", "width", "embeddings", "tensors")
 # Faults after which `generate` would refuse the target itself.
 HINDERS_PROBE = ("attention", "cache", "boundaries")
-NEW_TOKENS = 48
-REAL_PROMPTS = 2
 # A chain that gives fewer tokens than this for each verification drafts nothing to speak of, whatever is changed.
 HARDLY_ANY = 1.1
+# Differences are compared answer by answer; of fewer, nothing can be said.
+FEWEST_ANSWERS = 4
 
 
 def examine(
@@ -56,8 +55,8 @@ class Examination:
     """
     Args:
         head, target, tokenizer: as [`examine`] takes them.
-        prompts: asked of the target, whose answers all trials rest on.
-        new_tokens: length of the answers.
+        teacher: gives the answers that all trials rest on; to be shared by examinations of several heads.
+        real_prompts: how many of its prompts `generate` answers with the head itself.
         revision: of a head on the Hub.
         progress: called with a line about what is being done.
     """
@@ -67,8 +66,8 @@ class Examination:
         head: str | os.PathLike,
         target: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[str] = PROMPTS,
-        new_tokens: int = NEW_TOKENS,
+        teacher: Teacher | None = None,
+        real_prompts: int = 2,
         revision: str | None = None,
         progress: Callable[[str], Any] = lambda line: None,
     ) -> None:
@@ -76,8 +75,8 @@ class Examination:
         self.reading: Reading = {}
         self._target = target
         self._tokenizer = tokenizer
-        self._prompts = prompts
-        self._new_tokens = new_tokens
+        self._teacher = teacher or Teacher(target, tokenizer)
+        self._real_prompts = real_prompts
         self._progress = progress
         self._diagnosis = Diagnosis(str(head), str(target.name_or_path))
 
@@ -117,7 +116,7 @@ class Examination:
         self._progress(f"trying {len(choices)} other readings")
         present, best = self._search(config, tensors, read, choices)
         self._coverage(config, tensors, read)
-        if fits and head is not None:
+        if fits and head is not None and self._real_prompts:
             self._progress("generating with the head")
             self._real("as it is", head)
         self._judge(present.acceptance_length)
@@ -155,17 +154,17 @@ class Examination:
             wanted |= set() if self._found(("boundaries",)) else set(config.boundaries_for(layers))
         for change in choices:
             wanted |= set(change.fields.get("target_boundaries") or ())
-        answered = answer(self._target, self._tokenizer, self._prompts, self._new_tokens)
-        whole = [row for row in answered if len(row.ids) - row.start > CHAIN_DEPTH + 1]
-        if len(whole) < 2:
-            seen = f"Only {len(whole)} of {len(self._prompts)} answers are long enough to try the head on."
-            self._add("trials", Severity.warning, seen, "See whether the target answers these prompts at all.")
-            return []
         try:
-            return list(passages(self._target, whole, {b for b in wanted if 0 <= b <= layers}))
+            read = self._teacher.passages(boundary for boundary in wanted if 0 <= boundary <= layers)
         except ValueError as error:
             self._add("trials", Severity.fault, str(error))
             return []
+        number = sum(len(passage.spans) for passage in read)
+        if number < FEWEST_ANSWERS:
+            seen = f"Only {number} of {len(self._teacher.prompts)} answers are long enough to try the head on."
+            self._add("trials", Severity.warning, seen, "See whether the target answers these prompts at all.")
+            return []
+        return read
 
     def _search(
         self, config: Eagle3Config, tensors: Tensors, read: list[Passage], choices: Sequence[Change]
@@ -187,14 +186,16 @@ class Examination:
             )
         self.reading, present, best = search.run()
         self._diagnosis.rounds = search.rounds
-        self._diagnosis.prompts, self._diagnosis.positions = len(best.scores), best.positions
+        self._diagnosis.answers, self._diagnosis.positions = len(best.fits), best.positions
+        self._diagnosis.longest = max(len(passage.ids) for passage in read)
         return present, best
 
     def _coverage(self, config: Eagle3Config, tensors: Tensors, read: list[Passage]) -> None:
         """How much of the target's answers the draft vocabulary can say."""
         _, tensors = changed(self.reading, config, tensors)
         sayable = tensors["t2d"].to(self._target.device)
-        answers = torch.cat([sayable[passage.ids[passage.start :]] for passage in read])
+        spans = [passage.ids[start:end] for passage in read for start, end in passage.spans]
+        answers = sayable[torch.cat(spans)]
         share = float(answers.float().mean())
         few = share < 0.8
         self._add(
@@ -226,7 +227,7 @@ class Examination:
         """The recommended reading in a real `generate`."""
         head = self._sound(*changed(self.reading, config, tensors))
         try:
-            if head is not None and not self._found(("attention", "cache")):
+            if head is not None and self._real_prompts and not self._found(("attention", "cache")):
                 check_pair(self._target, head)
                 self._real("as recommended", head)
         except ValueError as error:
@@ -234,11 +235,8 @@ class Examination:
 
     def _judge(self, acceptance_length: float) -> None:
         """Say what the head as it is is worth."""
-        said = (
-            f"A chain of {CHAIN_DEPTH} drafts gives {acceptance_length:.2f} tokens per verification, bonus included."
-        )
-        if self.subject.other is not None:
-            said = f"`generate` gives {acceptance_length:.2f} tokens per verification, bonus included."
+        what = "`generate`" if self.subject.other is not None else f"A chain of {CHAIN_DEPTH} drafts"
+        said = f"{what} gives {acceptance_length:.2f} tokens per verification, bonus included."
         if acceptance_length < HARDLY_ANY:
             advice = "Follow the recommendation if there is one; else see whether it was trained for this very target."
             self._add("acceptance", Severity.fault, said, advice)
@@ -246,8 +244,9 @@ class Examination:
             self._add("acceptance", Severity.ok, said)
 
     def _real(self, name: str, head: PreTrainedModel) -> float:
-        asked = [encode_chat(self._tokenizer, text, self._target.device) for text in self._prompts[:REAL_PROMPTS]]
-        figures = acceptance_on(self._target, head, asked, Settings(max_new_tokens=self._new_tokens))
+        texts = self._teacher.prompts[: self._real_prompts]
+        asked = [encode_chat(self._tokenizer, text, self._target.device) for text in texts]
+        figures = acceptance_on(self._target, head, asked, Settings(max_new_tokens=self._teacher.new_tokens))
         self._diagnosis.real[name] = figures.acceptance_length
         return figures.acceptance_length
 

@@ -45,8 +45,9 @@ class Trial:
         kind: the convention that it changes; empty for the reading that the files announce.
         told: the change, in words.
         acceptance_length: tokens per verification of a greedy chain, bonus included, over all answers.
-        gain: mean over the prompts of the difference in fit to the reading that it is compared with: log-probability,
-            in nats for each drafted token, that the head gives to the target's choice.
+        difference: in acceptance length, to the reading that it is compared with.
+        gain: mean over the answers of the difference in fit to that reading: log-probability, in nats for each
+            drafted token, that the head gives to the target's choice.
         error: standard error of that mean.
         clear: whether the gain is more than noise, see `search.SMALLEST_GAIN`.
         problem: why this reading cannot be measured, if it cannot.
@@ -55,6 +56,7 @@ class Trial:
     kind: str
     told: str
     acceptance_length: float = 1.0
+    difference: float = 0.0
     gain: float = 0.0
     error: float = 0.0
     clear: bool = False
@@ -90,7 +92,8 @@ class Diagnosis:
         recommendation: `None` where nothing beats the present reading clearly, or nothing could be measured.
         real: acceptance lengths of `generate` with the head itself, tokens per verification, bonus included, by
             reading ("as it is", "as recommended").
-        prompts, positions: what the trials rest on: prompts, and positions of their answers at which a chain began.
+        answers, positions, longest: what the trials rest on: answers, positions in them at which a chain began, and
+            tokens of the longest context.
     """
 
     head: str
@@ -99,8 +102,9 @@ class Diagnosis:
     rounds: list[list[Trial]] = field(default_factory=list)
     recommendation: Recommendation | None = None
     real: dict[str, float] = field(default_factory=dict)
-    prompts: int = 0
+    answers: int = 0
     positions: int = 0
+    longest: int = 0
 
     @property
     def faults(self) -> list[Finding]:

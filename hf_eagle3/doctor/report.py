@@ -40,9 +40,9 @@ def trials_table(trials: Sequence[Trial], number: int, diagnosis: Diagnosis) -> 
     """One row a reading; the first is what the others are compared with."""
     caption = (
         f"length: acceptance length of a greedy chain of {CHAIN_DEPTH}, tokens per verification, bonus included, at "
-        f"{diagnosis.positions} positions of {diagnosis.prompts} answers; fit: log-probability in nats for each "
-        "drafted token, difference and its standard error over the prompts; better: beyond "
-        f"{STANDARD_ERRORS:g} standard errors"
+        f"{diagnosis.positions} positions of {diagnosis.answers} answers, in contexts of up to {diagnosis.longest} "
+        "tokens; fit: log-probability in nats for each drafted token, difference and its standard error over the "
+        f"answers; better: beyond {STANDARD_ERRORS:g} standard errors"
     )
     base = trials[0]
     title = "readings of the head" if number == 1 else f"round {number}, on top of the change adopted"
@@ -54,7 +54,7 @@ def trials_table(trials: Sequence[Trial], number: int, diagnosis: Diagnosis) -> 
         if trial.problem:
             table.add_row(Text(trial.told), "-", "", "", Text("cannot run", "red"))
             continue
-        difference = "" if trial is base else f"{trial.acceptance_length - base.acceptance_length:+.2f}"
+        difference = "" if trial is base else f"{trial.difference:+.2f}"
         fit = "" if trial is base else f"{trial.gain:+.3f} ± {trial.error:.3f}"
         word = Text("better", "bold green") if trial.clear else ""
         table.add_row(Text(trial.told), f"{trial.acceptance_length:.2f}", difference, fit, word)

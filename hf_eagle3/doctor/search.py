@@ -5,9 +5,8 @@ all the others measured again on top of it, until nothing wins clearly. Two faul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -15,18 +14,20 @@ from transformers import PreTrainedModel
 from ..configuration_eagle3 import Eagle3Config
 from ..head_files import Tensors
 from .alternatives import Change, Reading, changed
-from .chain import ChainScore, score_chains, worst_fit
+from .chain import ChainScore, acceptance_length, score_chains, worst_fit
 from .findings import Trial
 from .subject import assemble
 from .teacher import Passage
 
 CHAIN_DEPTH = 4
 # A reading is clearly better when its fit (`chain.ChainScore`) is, by so many nats for each drafted token and by so
-# many of its own standard errors (of the differences, prompt by prompt). Noise alone exceeds three of them once in two
-# hundred comparisons of sixteen prompts.
+# many of its own standard errors (of the differences, answer by answer). Noise alone exceeds three of them once in two
+# hundred comparisons of sixteen answers.
 SMALLEST_GAIN = 0.005
 STANDARD_ERRORS = 3.0
 MOST_ROUNDS = 4
+# A reading that is clearly worse by so many nats on the first passages is not measured on the others.
+HOPELESS = 0.5
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,17 @@ class Measured:
 
     @property
     def positions(self) -> int:
-        return sum(len(score.greedy) for score in self.scores)
+        return sum(len(score.fit) for score in self.scores)
+
+    @property
+    def fits(self) -> torch.Tensor:
+        """Mean fit of each answer, float `[answers]`."""
+        return torch.cat([score.fits for score in self.scores])
 
     @property
     def acceptance_length(self) -> float:
         """1.0, as if nothing were ever accepted, where the reading cannot run."""
-        return float(torch.cat([score.greedy for score in self.scores]).mean()) if self.scores else 1.0
+        return acceptance_length(self.scores)
 
     @property
     def finite(self) -> bool:
@@ -59,7 +65,6 @@ class Search:
         target: gives embeddings where the head has none.
         passages: hold every boundary that an alternative wants.
         choices: the alternatives.
-        progress: called after each measurement.
     """
 
     def __init__(
@@ -69,14 +74,12 @@ class Search:
         target: PreTrainedModel,
         passages: Sequence[Passage],
         choices: Sequence[Change],
-        progress: Callable[[], Any] = lambda: None,
     ) -> None:
         self._config = config
         self._tensors = tensors
         self._target = target
         self._passages = passages
         self._choices = choices
-        self._progress = progress
         self.rounds: list[list[Trial]] = []
 
     def run(self) -> tuple[Reading, Measured, Measured]:
@@ -91,44 +94,52 @@ class Search:
             reading = {**reading, change.kind: change}
         return reading, present, best
 
-    def measure(self, reading: Reading) -> Measured:
-        """Score every passage under a reading."""
+    def measure(self, reading: Reading, base: Measured | None = None) -> Measured:
+        """Score the passages under a reading; the first few of them, where it is hopeless next to `base`."""
+        scores: list[ChainScore] = []
         try:
             head = assemble(*changed(reading, self._config, self._tensors))
-            found = [score_chains(head, self._target, passage, CHAIN_DEPTH) for passage in self._passages]
+            for passage in self._passages:
+                scores.append(score_chains(head, self._target, passage, CHAIN_DEPTH))
+                if base is not None and self._hopeless(scores, base):
+                    break
         except (ValueError, RuntimeError, KeyError, IndexError) as error:  # whatever a wrong head's sizes may raise
             return Measured(problem=str(error).strip().splitlines()[0])
-        finally:
-            self._progress()
-        return Measured([score for score in found if score is not None])
+        return Measured(scores)
 
     def _round(self, reading: Reading, base: Measured) -> tuple[Change, Measured] | None:
         """Try every change on top of `reading`, and give the one that wins clearly, if any does."""
         told = "as it is" if not reading else " + ".join(change.told for change in reading.values())
-        trials = [self._trial("", told, base, base)]
+        trials = [Trial("", told, base.acceptance_length, problem=base.problem)]
         best: tuple[Trial, Change, Measured] | None = None
         for change in self._choices:
             if reading.get(change.kind) == change:
                 continue
-            measured = self.measure({**reading, change.kind: change})
-            trial = self._trial(change.kind, change.told, measured, base)
+            measured = self.measure({**reading, change.kind: change}, base)
+            trial = self._trial(change, measured, base)
             trials.append(trial)
             if trial.clear and (best is None or trial.gain > best[0].gain):
                 best = trial, change, measured
         self.rounds.append(trials)
         return None if best is None else best[1:]
 
-    def _trial(self, kind: str, told: str, measured: Measured, base: Measured) -> Trial:
+    def _trial(self, change: Change, measured: Measured, base: Measured) -> Trial:
+        if not measured.scores:
+            return Trial(change.kind, change.told, problem=measured.problem)
         gain, error = self._paired_gain(measured, base)
-        clear = measured is not base and gain >= SMALLEST_GAIN and gain >= STANDARD_ERRORS * error
-        return Trial(kind, told, measured.acceptance_length, gain, error, clear, measured.problem)
+        clear = gain >= SMALLEST_GAIN and gain >= STANDARD_ERRORS * error
+        same = Measured(base.scores[: len(measured.scores)]).acceptance_length  # the same prompts, if it was cut short
+        length = measured.acceptance_length
+        return Trial(change.kind, change.told, length, length - same, gain, error, clear)
+
+    def _hopeless(self, scores: list[ChainScore], base: Measured) -> bool:
+        gain, error = self._paired_gain(Measured(scores), base)
+        return gain < -HOPELESS and gain < -STANDARD_ERRORS * error
 
     def _paired_gain(self, measured: Measured, base: Measured) -> tuple[float, float]:
-        """Mean over the prompts of the difference in fit, and that mean's standard error."""
-        if not measured.scores:
-            return 0.0, 0.0
-        own = torch.stack([score.fit.mean() for score in measured.scores])
-        worst = torch.full_like(own, worst_fit(self._config.vocab_size))
-        differences = own - (torch.stack([score.fit.mean() for score in base.scores]) if base.scores else worst)
+        """Mean over the answers of the difference in fit, and that mean's standard error."""
+        own = measured.fits
+        blind = torch.full_like(own, worst_fit(self._config.vocab_size))
+        differences = own - (base.fits[: len(own)] if base.scores else blind)
         error = float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
         return float(differences.mean()), error

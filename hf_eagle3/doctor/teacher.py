@@ -5,8 +5,8 @@ Knows nothing of heads, but for the boundaries that somebody wants.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.questions import encode_chat
 from ..verification import captured
+from .prompts import PROMPTS
 
 # So many of the target's likeliest tokens stand for its distribution: nearly all of its mass, at a thousandth of the
 # memory.
 LIKELY = 64
+NEW_TOKENS = 48
+# Positions of a joined context. A wrong rotary embedding shows only where attention reaches far back.
+LONGEST = 768
+AT_ONCE = 128  # positions whose distributions are held in float32
+# An answer must hold a chain's tokens and a few places where one can begin.
+SHORTEST = 8
 
 
 @dataclass(frozen=True)
@@ -31,70 +38,120 @@ class Answered:
 
 @dataclass(frozen=True)
 class Passage:
-    """What the target computed over an answered prompt.
+    """What the target computed over several answered prompts, one after the other in one context.
+
+    An answer in a context other than its own need not be the greedy one there: what counts is `likely`, which is.
 
     Args:
         ids: int64 `[length]`.
-        start: where the answer begins.
+        spans: of each answer, its first position and the one after its last.
         states: for each boundary `[length, target_hidden]`, in the target's dtype.
-        likely: int64 `[length - start + 1, LIKELY]`, the likeliest tokens after positions `start - 1` onwards.
-        shares: float `[length - start + 1, LIKELY]`, their probabilities.
+        likely: int64 `[length, LIKELY]`, the likeliest next tokens after each position, best first.
+        shares: float `[length, LIKELY]`, their probabilities.
     """
 
     ids: torch.Tensor
-    start: int
+    spans: list[tuple[int, int]]
     states: dict[int, torch.Tensor]
     likely: torch.Tensor
     shares: torch.Tensor
 
 
-def answer(
-    target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int
-) -> list[Answered]:
-    """Prompts with greedy answers, all generated in one batch.
-
-    Prompts that leave no room for an answer in the target's context are left out.
+class Teacher:
     """
-    encoded = [encode_chat(tokenizer, prompt)["input_ids"][0] for prompt in prompts]
-    context = getattr(target.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    encoded = [ids for ids in encoded if context is None or len(ids) + new_tokens <= context]
-    if not encoded:
-        return []
-    width = max(len(ids) for ids in encoded)
-    stops = stop_ids(target)
-    padding = stops[0] if stops else 0
-    ids = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=padding) for row in encoded])
-    real = torch.stack([torch.arange(width) >= width - len(row) for row in encoded]).long()
-    model: Any = target
-    made = model.generate(
-        input_ids=ids.to(target.device),
-        attention_mask=real.to(target.device),
-        do_sample=False,
-        max_new_tokens=new_tokens,
-        pad_token_id=padding,
-    )
-    answers = [_until_stop(row[width:], stops) for row in made.cpu()]
-    return [Answered(torch.cat((row, new)), len(row)) for row, new in zip(encoded, answers, strict=True)]
+    A target that answers each prompt once, however many heads are examined with it.
 
-
-def passages(target: PreTrainedModel, answered: Iterable[Answered], boundaries: Iterable[int]) -> Iterator[Passage]:
-    """Run the target once over each answered prompt, and keep the states at all of the boundaries.
-
-    Raises:
-        ValueError: if the target does not give them.
+    Args:
+        target, tokenizer: the pair's.
+        prompts: each is a chat of its own.
+        new_tokens: length of the answers.
     """
-    wanted = sorted(set(boundaries))
-    model: Any = target
-    fewer = "logits_to_keep" in inspect.signature(model.forward).parameters
-    for row in answered:
-        ids = row.ids.to(target.device)
-        kept = len(ids) - row.start + 1
-        keywords: dict[str, Any] = {"logits_to_keep": kept} if fewer else {}
-        out = model(ids[None], use_cache=False, output_hidden_states=wanted, **keywords)
-        shares = out.logits[0, -kept:].float().softmax(-1)
-        best = shares.topk(min(LIKELY, shares.shape[-1]), dim=-1)
-        states = {b: state[0] for b, state in zip(wanted, captured(out.hidden_states, wanted), strict=True)}
-        yield Passage(ids, row.start, states, best.indices, best.values)
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[str] = PROMPTS,
+        new_tokens: int = NEW_TOKENS,
+    ) -> None:
+        self.target = target
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.new_tokens = new_tokens
+        self._answered: list[Answered] | None = None
+        self._passages: list[Passage] = []
+
+    @property
+    def answered(self) -> list[Answered]:
+        """All prompts that leave room for an answer in the target's context, answered greedily in one batch."""
+        if self._answered is None:
+            self._answered = self._answer()
+        return self._answered
+
+    def passages(self, boundaries: Iterable[int]) -> list[Passage]:
+        """The answers of a useful length, joined to long contexts, with the target's states at these boundaries.
+
+        Raises:
+            ValueError: if the target does not give them.
+        """
+        wanted = set(boundaries)
+        known = set(self._passages[0].states) if self._passages else set()
+        if not wanted <= known:
+            self._passages = [self._read(rows, sorted(wanted | known)) for rows in self._joined()]
+        return self._passages
+
+    def _answer(self) -> list[Answered]:
+        encoded = [encode_chat(self.tokenizer, prompt)["input_ids"][0] for prompt in self.prompts]
+        context = getattr(self.target.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        encoded = [ids for ids in encoded if context is None or len(ids) + self.new_tokens <= context]
+        if not encoded:
+            return []
+        width = max(len(ids) for ids in encoded)
+        stops = stop_ids(self.target)
+        padding = stops[0] if stops else 0
+        ids = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=padding) for row in encoded])
+        real = torch.stack([torch.arange(width) >= width - len(row) for row in encoded]).long()
+        model: Any = self.target
+        made = model.generate(
+            input_ids=ids.to(self.target.device),
+            attention_mask=real.to(self.target.device),
+            do_sample=False,
+            max_new_tokens=self.new_tokens,
+            pad_token_id=padding,
+        )
+        answers = [_until_stop(row[width:], stops) for row in made.cpu()]
+        return [Answered(torch.cat((row, new)), len(row)) for row, new in zip(encoded, answers, strict=True)]
+
+    def _joined(self) -> list[list[Answered]]:
+        """The answers of a useful length in groups, each of which fits the target's context and is about as long as
+        the others."""
+        useful = [row for row in self.answered if len(row.ids) - row.start >= SHORTEST]
+        context = getattr(self.target.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        room = min(LONGEST, context or LONGEST)
+        number = max(1, math.ceil(sum(len(row.ids) for row in useful) / room))
+        while number < len(useful) and any(
+            sum(len(row.ids) for row in useful[place::number]) > room for place in range(number)
+        ):
+            number += 1
+        return [group for place in range(number) if (group := useful[place::number])]
+
+    def _read(self, rows: list[Answered], boundaries: list[int]) -> Passage:
+        """One forward of the target over answered prompts, one after the other."""
+        model: Any = self.target
+        ids = torch.cat([row.ids for row in rows]).to(self.target.device)
+        ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0).tolist()
+        spans = [(end - len(row.ids) + row.start, end) for end, row in zip(ends, rows, strict=True)]
+        out = model(ids[None], use_cache=False, output_hidden_states=boundaries)
+        kept = min(LIKELY, out.logits.shape[-1])
+        best = [part.float().softmax(-1).topk(kept, dim=-1) for part in out.logits[0].split(AT_ONCE)]
+        states = zip(boundaries, captured(out.hidden_states, boundaries), strict=True)
+        return Passage(
+            ids,
+            spans,
+            {boundary: state[0] for boundary, state in states},
+            torch.cat([part.indices for part in best]),
+            torch.cat([part.values for part in best]),
+        )
 
 
 def stop_ids(target: PreTrainedModel) -> list[int]:

@@ -200,7 +200,7 @@ def main(wanted: Sequence[str]) -> int:
     from rich.table import Table
 
     from hf_eagle3 import embedded
-    from hf_eagle3.doctor import examine
+    from hf_eagle3.doctor import Teacher, examine
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("seeded fault", "what the doctor said", "found"):
@@ -209,12 +209,14 @@ def main(wanted: Sequence[str]) -> int:
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         for dtype in ("bfloat16", "float16"):
+            chosen = [fault for fault in FAULTS if fault.dtype == dtype and all(word in fault.name for word in wanted)]
+            if not chosen:
+                continue
             target, tokenizer = embedded.load(getattr(torch, dtype))
-            for number, fault in enumerate(FAULTS):
-                if fault.dtype != dtype or not all(word in fault.name for word in wanted):
-                    continue
-                head = seed(fault, embedded.head_folder(), Path(folder) / str(number))
-                diagnosis = examine(head, target, tokenizer)
+            teacher = Teacher(target, tokenizer)
+            for fault in chosen:
+                head = seed(fault, embedded.head_folder(), Path(folder) / str(FAULTS.index(fault)))
+                diagnosis = examine(head, target, tokenizer, teacher=teacher, real_prompts=0)
                 right = found(fault, diagnosis)
                 missed += not right
                 table.add_row(fault.name, findings_of(diagnosis).replace(str(folder), ""), "yes" if right else "NO")
