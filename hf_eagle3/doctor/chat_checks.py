@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from .findings import Finding, Severity
 from .teacher import stop_ids
 
+ANSWER = "Forty-two, exactly."  # put through the template, to see what follows it
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -65,12 +66,10 @@ def _template(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> It
 
 def _ends_of_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens that the template puts after an answer."""
-    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    asked: Any = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=False)
+    chat = [{"role": "user", "content": "What is seven times six?"}, {"role": "assistant", "content": ANSWER}]
     whole: Any = tokenizer.apply_chat_template(chat, tokenize=False)
-    if not whole.startswith(asked):
-        return []
-    after = tokenizer(whole[len(asked) :], add_special_tokens=False).input_ids
+    _, _, after_answer = whole.rpartition(ANSWER)
+    after = tokenizer(after_answer, add_special_tokens=False).input_ids
     return [token for token in dict.fromkeys(after) if token in tokenizer.all_special_ids]
 
 

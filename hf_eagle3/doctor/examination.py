@@ -17,6 +17,7 @@ from ..evaluation.timing import Settings
 from ..head_files import Tensors
 from ..pairing import check_pair
 from .alternatives import Change, Reading, alternatives, changed
+from .chain import worst_fit
 from .chat_checks import chat_findings
 from .findings import Diagnosis, Finding, Recommendation, Severity
 from .search import CHAIN_DEPTH, Measured, Search
@@ -30,6 +31,8 @@ HINDERS_TRIALS = ("layout", "weights", "config", "vocabulary", "width", "embeddi
 HINDERS_PROBE = ("attention", "cache", "boundaries")
 # A chain that gives fewer tokens than this for each verification drafts nothing to speak of, whatever is changed.
 HARDLY_ANY = 1.1
+# A recommended reading predicts at least so many nats better than a blind guess: noise does not.
+BEYOND_GUESSING = 1.0
 # Differences are compared answer by answer; of fewer, nothing can be said.
 FEWEST_ANSWERS = 4
 
@@ -208,7 +211,8 @@ class Examination:
     # ------------------------------------------------------------------ what it comes to
 
     def _recommend(self, config: Eagle3Config, present: Measured, best: Measured) -> None:
-        if not self.reading or best.acceptance_length < HARDLY_ANY:
+        blind = worst_fit(config.vocab_size)
+        if not self.reading or float(best.fits.mean()) - blind < BEYOND_GUESSING:
             self.reading = {}
             return
         fields = {name: value for change in self.reading.values() for name, value in change.fields.items()}

@@ -22,7 +22,7 @@ from .prompts import PROMPTS
 LIKELY = 64
 NEW_TOKENS = 48
 # Positions of a joined context. A wrong rotary embedding shows only where attention reaches far back.
-LONGEST = 768
+LONGEST = 1024
 AT_ONCE = 128  # positions whose distributions are held in float32
 # An answer must hold a chain's tokens and a few places where one can begin.
 SHORTEST = 8

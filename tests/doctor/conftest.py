@@ -1,4 +1,4 @@
-"""The embedded pair and its answers, made once: trials tell faults of a trained head apart, and none of a random one."""
+"""The embedded pair and its answers, made once: trials tell faults apart only where a head was trained."""
 
 from __future__ import annotations
 
