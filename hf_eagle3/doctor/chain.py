@@ -17,13 +17,16 @@ from transformers.cache_utils import DynamicCache
 from ..modeling_eagle3 import Eagle3DraftModel
 from .teacher import Passage
 
+# Chains of neighbouring positions share tokens, so what is compared are means of so many: longer than a chain.
+STRETCH = 8
+
 
 @dataclass(frozen=True)
 class ChainScore:
     """Of one passage, at each position after which a chain was begun.
 
     Args:
-        answer: int64 `[positions]`, which of the passage's answers it is in.
+        stretch: int64 `[positions]`, which stretch of `STRETCH` positions of an answer it is in.
         right: bool `[depth, positions]`, all drafts up to this level are the target's greedy choice.
         known: bool `[depth, positions]`, the answer follows the greedy choice as far as this level needs, so that
             `right` can be told.
@@ -33,7 +36,7 @@ class ChainScore:
         finite: whether all of the head's scores were numbers.
     """
 
-    answer: torch.Tensor
+    stretch: torch.Tensor
     right: torch.Tensor
     known: torch.Tensor
     fit: torch.Tensor
@@ -41,8 +44,9 @@ class ChainScore:
 
     @property
     def fits(self) -> torch.Tensor:
-        """Mean fit of each answer, float `[answers]`."""
-        return torch.stack([self.fit[self.answer == place].mean() for place in self.answer.unique()])
+        """Mean fit of each stretch, float `[stretches]`."""
+        sums = torch.zeros(int(self.stretch[-1]) + 1).index_add_(0, self.stretch, self.fit)
+        return sums / self.stretch.bincount()
 
 
 def acceptance_length(scores: Sequence[ChainScore]) -> float:
@@ -88,8 +92,18 @@ def score_chains(head: Eagle3DraftModel, target: PreTrainedModel, passage: Passa
         known.append(follows.cpu())
         follows = follows & (ids[before + 1] == choice)
         fit = fit + vocabulary.fit(logits, likely[before], shares[before]) / depth
-    answer = torch.cat([torch.full_like(each, number) for number, each in enumerate(places)])
-    return ChainScore(answer, torch.stack(right), torch.stack(known), fit.cpu(), finite)
+    return ChainScore(
+        _stretches([len(each) for each in places]), torch.stack(right), torch.stack(known), fit.cpu(), finite
+    )
+
+
+def _stretches(lengths: list[int]) -> torch.Tensor:
+    """Numbers of stretches, counted through, for answers of so many positions."""
+    numbers: list[int] = []
+    for length in lengths:
+        first = numbers[-1] + 1 if numbers else 0
+        numbers += [first + place // STRETCH for place in range(length)]
+    return torch.tensor(numbers)
 
 
 class _Vocabulary:

@@ -189,7 +189,8 @@ class Examination:
             )
         self.reading, present, best = search.run()
         self._diagnosis.rounds = search.rounds
-        self._diagnosis.answers, self._diagnosis.positions = len(best.fits), best.positions
+        self._diagnosis.answers = sum(len(passage.spans) for passage in read)
+        self._diagnosis.positions = best.positions
         self._diagnosis.longest = max(len(passage.ids) for passage in read)
         return present, best
 

@@ -46,8 +46,8 @@ class Trial:
         told: the change, in words.
         acceptance_length: tokens per verification of a greedy chain, bonus included, over all answers.
         difference: in acceptance length, to the reading that it is compared with.
-        gain: mean over the answers of the difference in fit to that reading: log-probability, in nats for each
-            drafted token, that the head gives to the target's choice.
+        gain: mean over stretches of the answers of the difference in fit to that reading: log-probability, in nats
+            for each drafted token, that the head gives to the target's choice.
         error: standard error of that mean.
         clear: whether the gain is more than noise, see `search.SMALLEST_GAIN`.
         problem: why this reading cannot be measured, if it cannot.

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .chain import STRETCH
 from .findings import Diagnosis, Finding, Severity, Trial
 from .search import CHAIN_DEPTH, STANDARD_ERRORS
 
@@ -41,8 +42,8 @@ def trials_table(trials: Sequence[Trial], number: int, diagnosis: Diagnosis) -> 
     caption = (
         f"length: acceptance length of a greedy chain of {CHAIN_DEPTH}, tokens per verification, bonus included, at "
         f"{diagnosis.positions} positions of {diagnosis.answers} answers, in contexts of up to {diagnosis.longest} "
-        "tokens; fit: log-probability in nats for each drafted token, difference and its standard error over the "
-        f"answers; better: beyond {STANDARD_ERRORS:g} standard errors"
+        "tokens; fit: log-probability in nats for each drafted token, difference and its standard error over "
+        f"stretches of {STRETCH} positions; better: beyond {STANDARD_ERRORS:g} standard errors"
     )
     base = trials[0]
     title = "readings of the head" if number == 1 else f"round {number}, on top of the change adopted"

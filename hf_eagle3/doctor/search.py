@@ -21,8 +21,8 @@ from .teacher import Passage
 
 CHAIN_DEPTH = 4
 # A reading is clearly better when its fit (`chain.ChainScore`) is, by so many nats for each drafted token and by so
-# many of its own standard errors (of the differences, answer by answer). Noise alone exceeds three of them once in two
-# hundred comparisons of sixteen answers.
+# many of its own standard errors (of the differences, stretch by stretch). Noise alone exceeds three of them once in
+# seven hundred comparisons.
 SMALLEST_GAIN = 0.005
 STANDARD_ERRORS = 3.0
 MOST_ROUNDS = 4
@@ -43,7 +43,7 @@ class Measured:
 
     @property
     def fits(self) -> torch.Tensor:
-        """Mean fit of each answer, float `[answers]`."""
+        """Mean fit of each stretch of the answers, float `[stretches]`."""
         return torch.cat([score.fits for score in self.scores])
 
     @property
@@ -137,7 +137,7 @@ class Search:
         return gain < -HOPELESS and gain < -STANDARD_ERRORS * error
 
     def _paired_gain(self, measured: Measured, base: Measured) -> tuple[float, float]:
-        """Mean over the answers of the difference in fit, and that mean's standard error."""
+        """Mean over the stretches of the difference in fit, and that mean's standard error."""
         own = measured.fits
         blind = torch.full_like(own, worst_fit(self._config.vocab_size))
         differences = own - (base.fits[: len(own)] if base.scores else blind)
