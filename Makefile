@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow doctor-faults lint format clean
 
 help:
 	@echo "make install    .venv with everything that development needs"
 	@echo "make demo       three questions, with the head and without, side by side"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the long ones: all questions, real models"
+	@echo "make doctor-faults  faults seeded into the embedded head, and what the doctor says of each"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's fixes and its formatting"
 
@@ -39,6 +40,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+doctor-faults: install
+	$(BIN)/python tests/helpers/seeded_faults.py
 
 lint: install
 	$(BIN)/python -m ruff check .

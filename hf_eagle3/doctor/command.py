@@ -15,6 +15,9 @@ from hf_eagle3.evaluation.command import Device, Dtype
 if TYPE_CHECKING:
     from .examination import Examination
 
+# Faults that are gone once a recommended reading is written; others stay, whatever is written.
+MENDED_BY_A_READING = ("d2t", "t2d", "boundaries", "acceptance")
+
 
 def doctor(
     head: Annotated[
@@ -64,12 +67,13 @@ def doctor(
     if json is not None:
         write_json(json, diagnosis.to_dict())
     mended = (write or write_to is not None) and _write(examination, write_to, console)
-    if not diagnosis.healthy and not mended:
+    left = [fault for fault in diagnosis.faults if not mended or fault.check not in MENDED_BY_A_READING]
+    if left or not (diagnosis.healthy or mended):
         raise typer.Exit(1)
 
 
 def _write(examination: Examination, folder: Path | None, console: object) -> bool:
-    """Write the recommendation, if there is one; whether nothing is left to mend."""
+    """Write the recommendation; whether there was one."""
     from .prescription import write_in_place, write_new
 
     if not examination.reading:

@@ -105,14 +105,19 @@ def _draft_vocabulary(case: Case) -> Iterator[Finding]:
     disorder = int((ids.diff() <= 0).sum())
     wrong = [f"{outside} of {draft} lie outside of the {vocabulary} tokens"] if outside else []
     wrong += [f"{disorder} do not ascend"] if disorder else []
-    if could_be_ids(d2t, vocabulary):
-        wrong.append("the numbers stored ascend without a repetition, as ids do and offsets do not")
     if wrong:
         yield Finding(
             "d2t",
             Severity.fault,
             f"`d2t` does not hold offsets to target ids: read as such, {'; '.join(wrong)}.",
             "See whether the reading of `d2t` as ids below is better; if not, get the file again.",
+        )
+    elif could_be_ids(d2t, vocabulary):
+        yield Finding(
+            "d2t",
+            Severity.warning,
+            "The numbers in `d2t` ascend without a repetition, as ids do; offsets repeat where tokens are neighbours.",
+            "The trials below tell which they are.",
         )
     elif bool((d2t == 0).all()):
         yield Finding(

@@ -81,18 +81,18 @@ def _read(subject: Subject, hub: Mapping[str, Any]) -> None:
         _fault(subject, "weights", str(error), "Nothing of the weights was checked.")
         return
     subject.tensors = checkpoint.canonical(tensors, layout)
+    reason = ""
     try:
         config: Any = layouts.config_from(subject.fields, subject.tensors, layout, subject.source)
     except (ValueError, TypeError, KeyError) as error:
-        _fault(subject, "config", _sentence(error), "The conventions of this head were not checked.")
-        return
+        config, reason = None, _sentence(error)
     if isinstance(config, Eagle3Config):
         subject.config = config
         return
-    try:
+    try:  # perhaps a head of another kind, which reads its files in its own way
         subject.other = load_head(subject.source, **hub)
     except (ValueError, OSError) as error:
-        _fault(subject, "files", _sentence(error))
+        _fault(subject, "config", reason or _sentence(error), "The conventions of this head were not checked.")
 
 
 def complete(tensors: Tensors, config: Eagle3Config) -> Tensors:

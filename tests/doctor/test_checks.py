@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_eagle3 import cli
-from hf_eagle3.doctor import Diagnosis, Severity, Teacher, examine
+from hf_eagle3.doctor import Diagnosis, Examination, Severity, Teacher, examine
 from hf_eagle3.doctor.prompts import PROMPTS
 from hf_eagle3.doctor.report import rendered
 
@@ -122,6 +122,20 @@ def test_a_rope_that_differs_is_a_note(folder: Path, target, tokenizer) -> None:
     teacher = Teacher(target, tokenizer, PROMPTS[:4], new_tokens=12)
     diagnosis = examine(folder, target, tokenizer, teacher=teacher, real_prompts=0)
     assert "rope base 77, the target rope base 10000" in _said(diagnosis, Severity.note)["rope"][0]
+
+
+def test_a_head_of_another_kind_is_examined_as_far_as_every_head_can_be(
+    folder: Path, target, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_eagle3.layouts.config_from", lambda *arguments: object())  # a config, but no EAGLE-3 one
+    teacher = Teacher(target, tokenizer, PROMPTS[:4], new_tokens=12)
+    examination = Examination(folder, target, tokenizer, teacher=teacher, real_prompts=1)
+    monkeypatch.undo()
+    diagnosis = examination.run()
+    assert examination.subject.config is None
+    assert {"pair", "attention", "cache"} <= {finding.check for finding in diagnosis.findings}
+    assert diagnosis.real["as it is"] >= 1
+    assert diagnosis.rounds == []
 
 
 def test_a_random_head_is_told_to_be_worth_nothing(folder: Path, target, tokenizer) -> None:

@@ -148,7 +148,7 @@ FAULTS = (
     SeededFault("boundary ids one later", shifting(1), ["boundaries"]),
     SeededFault("boundary ids one earlier", shifting(-1), ["boundaries"]),
     SeededFault("d2t stored as ids", store_ids, ["d2t"], ["d2t", "t2d"]),
-    SeededFault("d2t stored as ids, all in bounds, no t2d", store_ids_in_bounds, ["d2t"], ["d2t"]),
+    SeededFault("d2t stored as ids, all in bounds, no t2d", store_ids_in_bounds, ["d2t"]),
     SeededFault("rope base 10000 for 100000", rope(rope_theta=10_000.0), ["rope"]),
     SeededFault("rope base 1000 for 100000", rope(rope_theta=1_000.0), ["rope"]),
     SeededFault("rope scaled linearly by 4", rope(rope_type="linear", factor=4.0), ["rope"]),
