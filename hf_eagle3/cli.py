@@ -25,6 +25,7 @@ _COMMANDS: Commands = {
     "figures": "hf_eagle3.evaluation.command:redraw",
     "sweep": "hf_eagle3.evaluation.command:sweep",
     "draw": "hf_eagle3.evaluation.command:draw",
+    "doctor": "hf_eagle3.doctor.command:doctor",
     "card": "hf_eagle3.hub.command:card",
     "push": "hf_eagle3.hub.command:push",
     "export": "hf_eagle3.hub.command:export",

@@ -179,6 +179,17 @@ CONVENTIONS = (
         ),
     ),
     Convention(
+        ("target_boundaries",),
+        "reads what leaves the target's last layer, before its final norm",
+        lambda case: case.target is not None and case.target.num_layers in (case.boundaries or ()),
+        (
+            _no("always reads [2, L//2, L-3] of the target's L layers"),
+            _no("does so for some targets only"),
+            _no("is not known to capture that state"),
+            _no("is not known to capture that state"),
+        ),
+    ),
+    Convention(
         ("num_target_boundaries",),
         "reads {count} boundaries",
         lambda case: not case.config.reads_last_hidden_state and case.config.num_target_boundaries != 3,

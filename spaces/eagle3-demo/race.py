@@ -140,8 +140,10 @@ class Race:
         def plain(runner: Runner) -> None:
             model.generate(**inputs, **settings.keywords(), streamer=runner, stopping_criteria=_only(runner))
 
+        tree: dict[str, Any] = dict(settings.tree)
+
         def drafted(runner: Any) -> None:
-            door = drafting_with(head, streamer=runner, on_round=runner.on_round, **settings.tree)
+            door = drafting_with(head, streamer=runner, on_round=runner.on_round, **tree)
             model.generate(**inputs, **settings.keywords(), custom_generate=door, stopping_criteria=_only(runner))
 
         self.drafted, self.plain = _DraftedRunner(drafted), _PlainRunner(plain)

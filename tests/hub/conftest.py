@@ -15,6 +15,9 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import hf_eagle3
+from hf_eagle3.embedded import HEAD_NAME
+
+SHIPPED = Path(__file__).resolve().parents[2] / "model_cards" / HEAD_NAME
 
 
 @pytest.fixture
@@ -52,7 +55,8 @@ def trained(native_head: Path, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(native_head, tmp_path / "trained"))
     (folder / "training.json").write_text('{"steps": 24}\n')
     (folder / "recipe.yaml").write_text("epochs: 1\n")
-    (folder / "eval-greedy.json").write_text('{"acceptance_length": 2.5}\n')
+    (folder / "evaluation").mkdir()
+    shutil.copy(SHIPPED / "evaluation" / "cpu-speed.json", folder / "evaluation")
     (folder / "checkpoint-24").mkdir()
     (folder / "timing.json").write_text("{}")
     return folder

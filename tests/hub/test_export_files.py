@@ -59,9 +59,9 @@ def test_a_field_that_the_table_does_not_know_is_refused(
 
 def test_a_tensor_that_the_table_does_not_know_is_refused(targets: dict[int, str], tmp_path: Path) -> None:
     head = tiny_head(KINDS["plain"])
-    head.register_buffer("mask_hidden", torch.zeros(1, 1, 96))
+    head.register_buffer("gate", torch.zeros(1, 1, 96))
     for layout in LAYOUTS:
-        with pytest.raises(ValueError, match=r"mask_hidden, which .* not known to say"):
+        with pytest.raises(ValueError, match=r"gate, which .* not known to say"):
             export.export_head(head, tmp_path / layout, layout, targets[WIDTH])
 
 
@@ -99,9 +99,15 @@ def test_a_layout_that_names_the_target_asks_for_it(tmp_path: Path) -> None:
 def test_another_heads_target_is_refused(layout: str, targets: dict[int, str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pass the target that it was trained for"):
         export.export_head(tiny_head(KINDS["plain"]), tmp_path / "out", layout, targets[WIDER])
-    shallow = tiny_target(num_hidden_layers=7)
+    shallow = tiny_target(num_hidden_layers=6)
     with pytest.raises(ValueError, match="the target this head was trained for"):
         export.export_head(tiny_head(KINDS["plain"]), tmp_path / "out", layout, shallow)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_state_behind_the_last_layer_is_refused(layout: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"leaves the target's last layer|always reads \[2, L//2, L-3\]"):
+        export.export_head(tiny_head(KINDS["plain"]), tmp_path / "out", layout, tiny_target(num_hidden_layers=7))
 
 
 def test_the_official_boundaries_are_those_of_the_target_given(targets: dict[int, str], tmp_path: Path) -> None:

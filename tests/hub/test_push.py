@@ -26,7 +26,7 @@ OURS = {
     *("README.md", "config.json", "generation_config.json", "model.safetensors", "modeling_hf_eagle3.py"),
     *("custom_generate/generate.py", "custom_generate/requirements.txt"),
 }
-RECORDS = {"training.json", "recipe.yaml", "eval-greedy.json"}
+RECORDS = {"training.json", "recipe.yaml", "evaluation/cpu-speed.json"}
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -249,7 +249,7 @@ def test_a_base_or_a_layout_where_it_makes_no_sense(native_head: Path, tmp_path:
     head = hf_eagle3.load_head(native_head)
     assert "needs none" in sentence(ValueError, lambda: push.lay_out(head, tmp_path / "a", base="owner/base"))
     said = sentence(ValueError, lambda: push.lay_out(head, tmp_path / "b", layout="tgi"))
-    assert "'tgi'; there are sglang, vllm, speculators, eagle" in said
+    assert "'tgi'; its layouts are: 'eagle', 'sglang', 'vllm', 'speculators'" in said
 
 
 # ---------------------------------------------------------------------- the command
