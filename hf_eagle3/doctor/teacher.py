@@ -123,12 +123,12 @@ class Teacher:
         return [Answered(torch.cat((row, new)), len(row)) for row, new in zip(encoded, answers, strict=True)]
 
     def _joined(self) -> list[list[Answered]]:
-        """The answers of a useful length in groups, each of which fits the target's context and is about as long as
-        the others."""
+        """The answers of a useful length in groups, at least two, each of which fits the target's context and is about
+        as long as the others."""
         useful = [row for row in self.answered if len(row.ids) - row.start >= SHORTEST]
         context = getattr(self.target.config.get_text_config(decoder=True), "max_position_embeddings", None)
         room = min(LONGEST, context or LONGEST)
-        number = max(1, math.ceil(sum(len(row.ids) for row in useful) / room))
+        number = max(2, math.ceil(sum(len(row.ids) for row in useful) / room))
         while number < len(useful) and any(
             sum(len(row.ids) for row in useful[place::number]) > room for place in range(number)
         ):

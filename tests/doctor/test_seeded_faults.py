@@ -15,12 +15,11 @@ from hf_eagle3.doctor.prescription import write_in_place
 # Those that few answers show; the others need as many as the doctor takes by itself.
 QUICK = (
     "none: the head as it is",
-    "boundary ids one later",
     "float16 that overflows in the file",
     "weights file cut in the middle",
     "a target of another vocabulary",
     "a target of another width",
-    "two at once: d2t stored as ids, norm_before_residual on",
+    "two at once: d2t stored as ids, boundaries one later",
 )
 
 

@@ -168,9 +168,9 @@ FAULTS = (
         "two at once: boundaries one later, norms swapped", both(shifting(1), swap_norms), ["boundaries", "norms"]
     ),
     SeededFault(
-        "two at once: d2t stored as ids, norm_before_residual on",
-        both(store_ids, setting(norm_before_residual=True)),
-        ["d2t", "norm_before_residual"],
+        "two at once: d2t stored as ids, boundaries one later",
+        both(store_ids, shifting(1)),
+        ["d2t", "boundaries"],
         ["d2t", "t2d"],
     ),
 )
@@ -198,6 +198,7 @@ def main(wanted: Sequence[str]) -> int:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from hf_eagle3 import embedded
     from hf_eagle3.doctor import Teacher, examine
@@ -219,8 +220,9 @@ def main(wanted: Sequence[str]) -> int:
                 diagnosis = examine(head, target, tokenizer, teacher=teacher, real_prompts=0)
                 right = found(fault, diagnosis)
                 missed += not right
-                table.add_row(fault.name, findings_of(diagnosis).replace(str(folder), ""), "yes" if right else "NO")
-                console.print(f"{fault.name}: {'found' if right else 'NOT FOUND'}", style="dim")
+                said = findings_of(diagnosis).replace(f"{head}/", "").replace(str(head), "it")
+                table.add_row(Text(fault.name), Text(said), "yes" if right else "NO")
+                console.print(f"{fault.name}: {'found' if right else 'NOT FOUND'}", style="dim", markup=False)
     console.print(table)
     return 1 if missed else 0
 
