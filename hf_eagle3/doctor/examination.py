@@ -16,6 +16,7 @@ from ..evaluation.questions import encode_chat
 from ..evaluation.timing import Settings
 from ..head_files import Tensors
 from ..pairing import check_pair
+from ..states import last_layer
 from .alternatives import Change, Reading, alternatives, changed
 from .chain import worst_fit
 from .chat_checks import chat_findings
@@ -111,7 +112,7 @@ class Examination:
         tensors = moved(complete(self.subject.tensors, config), self._target.dtype, self._target.device)
         head = self._sound(config, tensors)
         fits = head is not None and self._fits(head)
-        choices = alternatives(config, tensors, self._target.config)
+        choices = [change for change in alternatives(config, tensors, self._target.config) if self._captures(change)]
         self._progress("the target answers")
         read = self._passages(config, choices)
         if not read:
@@ -126,6 +127,18 @@ class Examination:
         self._recommend(config, present, best)
         if self._diagnosis.recommendation is not None:
             self._confirm(config, tensors)
+
+    def _captures(self, change: Change) -> bool:
+        """Whether the target gives the states that a reading wants; where its last layer cannot be found, none of them
+        behind it."""
+        layers = self._target.config.get_text_config(decoder=True).num_hidden_layers
+        if layers not in (change.fields.get("target_boundaries") or ()):
+            return True
+        try:
+            last_layer(self._target)
+        except ValueError:
+            return False
+        return True
 
     def _sound(self, config: Eagle3Config, tensors: Tensors) -> PreTrainedModel | None:
         """The head under a reading, if nothing hinders `generate`."""

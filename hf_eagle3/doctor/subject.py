@@ -60,7 +60,7 @@ def open_subject(source: str | os.PathLike, hub: Mapping[str, Any] | None = None
     subject = Subject(str(source), head_files.read_config(source, hub))
     subject.layout = layouts.recognise(subject.fields)
     if layouts.only_tensors_tell(subject.fields):
-        _read_whole(subject, hub)
+        _read_whole(subject, hub, "layout")
     elif subject.layout is None:
         _fault(
             subject,
@@ -92,15 +92,15 @@ def _read(subject: Subject, hub: Mapping[str, Any]) -> None:
     if isinstance(config, Eagle3Config) and not config.parallel_drafting:
         subject.config = config
     else:
-        _read_whole(subject, hub, reason)
+        _read_whole(subject, hub, "config", reason)
 
 
-def _read_whole(subject: Subject, hub: Mapping[str, Any], reason: str = "") -> None:
+def _read_whole(subject: Subject, hub: Mapping[str, Any], check: str, reason: str = "") -> None:
     """A head that drafts no chain of an EAGLE-3 layer: of EAGLE-1, or in parallel. Loaded by the loader, or not."""
     try:
         subject.other = load_head(subject.source, **hub)
     except (ValueError, OSError) as error:
-        _fault(subject, "config", reason or _sentence(error), "The conventions of this head were not checked.")
+        _fault(subject, check, reason or _sentence(error), "The conventions of this head were not checked.")
 
 
 def complete(tensors: Tensors, config: Eagle3Config) -> Tensors:

@@ -39,7 +39,9 @@ def _choices(head, tensors, kind: str):
 def test_boundaries_are_shifted_both_ways_and_stay_inside() -> None:
     head, tensors = _pair(target_boundaries=[0, 4, 8])
     ids = [change.fields["target_boundaries"] for change in _choices(head, tensors, "boundaries")]
-    assert ids == [[2, 4, 6], [3, 5, 7], [1, 3, 5]]  # one later than 8 and one earlier than 0 do not exist
+    assert ids == [[1, 5, 9], [2, 4, 6], [3, 5, 7], [1, 3, 5]]  # one earlier than 0 does not exist
+    head, tensors = _pair(target_boundaries=[1, 5, 9])
+    assert [2, 6, 10] not in [change.fields["target_boundaries"] for change in _choices(head, tensors, "boundaries")]
     head, tensors = _pair(target_boundaries=[2, 4, 6])
     ids = [change.fields["target_boundaries"] for change in _choices(head, tensors, "boundaries")]
     assert ids == [[3, 5, 7], [1, 3, 5]]

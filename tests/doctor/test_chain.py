@@ -42,5 +42,5 @@ def test_chains_are_those_of_the_drafter(teacher: Teacher, window: int | None) -
                 right = chain[: level + 1] == choices[: level + 1]
                 assert bool(score.right[level, place]) == right, (row, level)
                 accepted += right
-    assert accepted > 5  # else nothing was compared but failures
+    assert accepted > 2  # else nothing was compared but failures
     assert acceptance_length([score]) > 1.2

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from hf_eagle3 import cli
+from hf_eagle3 import Eagle3Config, Eagle3DraftModel, EagleConfig, EagleDraftModel, cli
 from hf_eagle3.doctor import Diagnosis, Examination, Severity, Teacher, examine
 from hf_eagle3.doctor.prompts import PROMPTS
 from hf_eagle3.doctor.report import rendered
@@ -78,7 +78,7 @@ def test_every_problem_is_told_and_not_only_the_first(folder: Path, target, toke
         (
             {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "draft_vocab_size": None},
             "layout",
-            "no draft head that is known here",
+            "holds tensors that no layout known here has: d2t",
         ),
         ({"architectures": ["DFlashDraftModel"], "model_type": "qwen3"}, "layout", "It is a DFlash drafter"),
         ({"norm_before_fc": True, "fc_norm": True}, "config", "were both given"),
@@ -124,13 +124,18 @@ def test_a_rope_that_differs_is_a_note(folder: Path, target, tokenizer) -> None:
     assert "rope base 77, the target rope base 10000" in _said(diagnosis, Severity.note)["rope"][0]
 
 
+@pytest.mark.parametrize("kind", ["eagle1", "parallel"])
 def test_a_head_of_another_kind_is_examined_as_far_as_every_head_can_be(
-    folder: Path, target, tokenizer, monkeypatch: pytest.MonkeyPatch
+    kind: str, target, tokenizer, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("hf_eagle3.layouts.config_from", lambda *arguments: object())  # a config, but no EAGLE-3 one
+    head = (
+        EagleDraftModel(EagleConfig.from_target(target.config))
+        if kind == "eagle1"
+        else Eagle3DraftModel(Eagle3Config.from_target(target.config, parallel_drafting=True, mask_token_id=5))
+    )
+    head.save_pretrained(tmp_path)
     teacher = Teacher(target, tokenizer, PROMPTS[:4], new_tokens=12)
-    examination = Examination(folder, target, tokenizer, teacher=teacher, real_prompts=1)
-    monkeypatch.undo()
+    examination = Examination(tmp_path, target, tokenizer, teacher=teacher, real_prompts=1)
     diagnosis = examination.run()
     assert examination.subject.config is None
     assert {"pair", "attention", "cache"} <= {finding.check for finding in diagnosis.findings}

@@ -106,8 +106,9 @@ def test_another_heads_target_is_refused(layout: str, targets: dict[int, str], t
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_state_behind_the_last_layer_is_refused(layout: str, tmp_path: Path) -> None:
+    tiny_target(num_hidden_layers=7).save_pretrained(tmp_path / "target")
     with pytest.raises(ValueError, match=r"leaves the target's last layer|always reads \[2, L//2, L-3\]"):
-        export.export_head(tiny_head(KINDS["plain"]), tmp_path / "out", layout, tiny_target(num_hidden_layers=7))
+        export.export_head(tiny_head(KINDS["plain"]), tmp_path / "out", layout, str(tmp_path / "target"))
 
 
 def test_the_official_boundaries_are_those_of_the_target_given(targets: dict[int, str], tmp_path: Path) -> None:
