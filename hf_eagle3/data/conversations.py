@@ -7,7 +7,6 @@ wrote it, and then mask and features would belong to other tokens. Knows nothing
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from ..whole_files import written_whole
 
 _ANSWER_ROLE = 2  # shards of the first release hold `roles` (template, user, answer) where later ones hold `mask`
 
@@ -46,24 +47,20 @@ class Conversation:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary name to write to, which becomes `path` at the end, so that a reader never sees half a file.
+def shard_written(path: Path) -> Iterator[Path]:
+    """[`written_whole`], for a piece of a data set.
 
     Raises:
-        OSError: it cannot be written; nothing of it is left then, and a file that was there is as it was.
+        OSError: it cannot be written: what to do, in a sentence.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            yield temporary
     except (OSError, SafetensorError) as error:  # safetensors tells a full disk by an error of its own
         raise OSError(
             f"{path} cannot be written ({error}): make room there or give another --out; what was written before it "
             "is kept."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_conversations(conversations: Iterable[Conversation], path: Path) -> None:
@@ -78,7 +75,7 @@ def save_conversations(conversations: Iterable[Conversation], path: Path) -> Non
         "lengths": torch.tensor([len(row.ids) for row in rows], dtype=torch.int64),
     }
     told = {"about": [row.about for row in rows], "messages": [row.messages for row in rows]}
-    with written_whole(path) as temporary:
+    with shard_written(path) as temporary:
         save_file(tensors, temporary, {name: json.dumps(value) for name, value in told.items()})
 
 

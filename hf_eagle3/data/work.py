@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .conversations import Conversation, load_conversations, save_conversations, shard_files, written_whole
+from .conversations import Conversation, load_conversations, save_conversations, shard_files, shard_written
 from .filters import Gate
 from .interview import Interview
 from .interviewer import Interviewer, ServerInterviewer
@@ -123,7 +123,7 @@ class WorkFolder:
 
 def write_json(file: Path, value: Any) -> None:
     """Write `value` whole or not at all."""
-    with written_whole(file) as temporary:
+    with shard_written(file) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .. import head_files
+from ..whole_files import written_whole
 from .alternatives import Reading, changed
 from .subject import Subject, assemble, complete
 
@@ -102,12 +103,8 @@ def _differing(subject: Subject, tensors: Any) -> list[str]:
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Write a temporary sibling with the mode of what is there, then rename it, which is one step."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    """Write a file whole, with the mode of what is there."""
+    with written_whole(path) as unfinished:
         write(unfinished)
         model = path if path.exists() else path.parent / CONFIG_NAME
         unfinished.chmod(model.stat().st_mode)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ and in dashes, so that they can be told apart by everybody and on paper.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..release import install_command
+from ..whole_files import written_whole
 from .records import (
     FEWEST_VERIFICATIONS,
     Record,
@@ -172,11 +172,6 @@ def _style() -> Iterator[None]:
 
 
 def _write(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_whole(path) as unfinished:
         figure.savefig(unfinished, format="svg", metadata={"Date": None})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path

@@ -16,6 +16,7 @@ import torch
 from rich import box
 from rich.table import Table
 
+from ..whole_files import written_whole
 from .lossless import Verdict
 from .records import FEWEST_VERIFICATIONS
 from .speed import Speed, Trial
@@ -145,14 +146,8 @@ def check_writable(path: str | Path) -> None:
 
 def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
     """Writes `record` whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_whole(Path(path)) as unfinished:
         unfinished.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def cpu_model() -> str:

@@ -7,7 +7,6 @@ leaves the place out. `model_card.md` is the page, [`facts`] says what a folder 
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import asdict
 from importlib import resources
@@ -17,6 +16,7 @@ from typing import Any
 from .. import release
 from ..embedded import TARGET_ID
 from ..evaluation.records import FEWEST_VERIFICATIONS
+from ..whole_files import written_whole
 from . import tables
 from .evaluations import Evaluation, Row
 from .facts import Facts, read_facts
@@ -54,12 +54,8 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     """Writes `README.md` into the head's `folder`, whole or not at all, and says where it is; see [`render_card`]."""
     path = Path(folder) / CARD
     text = render_card(folder, repo_id)
-    unfinished = path.with_name(f".{CARD}.{os.getpid()}")
-    try:
+    with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 

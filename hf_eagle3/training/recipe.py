@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import types
 import typing
 from dataclasses import dataclass, field, fields
@@ -17,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ..whole_files import written_whole
 from .arguments import Eagle3TrainingArguments
 
 FILE = "recipe.yaml"
@@ -121,10 +121,8 @@ def complete(recipe: Recipe, args: Eagle3TrainingArguments) -> dict[str, Any]:
 
 def write_recipe(values: dict[str, Any], folder: str | Path) -> None:
     """Write `recipe.yaml`, whole or not at all."""
-    path = Path(folder) / FILE
-    unfinished = path.with_name(f".{FILE}.tmp")
-    unfinished.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    os.replace(unfinished, path)
+    with written_whole(Path(folder) / FILE) as unfinished:
+        unfinished.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def differences(values: dict[str, Any], folder: str | Path) -> list[str]:

@@ -7,7 +7,6 @@ not at all. The same call goes on after any interruption.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from ..configuration_eagle3 import default_boundaries
 from ..data.feature_store import FeatureStore, rows_fingerprint, write_features
 from ..data.features import Example, TargetStates, token_mass
 from ..evaluation.report import package_versions, write_json
+from ..whole_files import written_whole
 from . import checkpoints, initialisation, recipe, vocabulary
 from .arguments import Eagle3TrainingArguments
 from .recipe import Recipe, complete, differences, write_recipe
@@ -119,9 +119,8 @@ class Material:
         for split in data:
             rows = ((row["input_ids"], row["loss_mask"]) for row in self.rows[split])
             masses[split] = token_mass(self.states, rows, _MASS_TOKENS)
-        unfinished = path.with_name(f".{MASS}.{os.getpid()}.tmp")  # every process may write it: they write the same
-        save_file({split: mass.contiguous().cpu() for split, mass in masses.items()}, unfinished, metadata=data)
-        os.replace(unfinished, path)
+        with written_whole(path) as unfinished:  # by every process that meets none: they write the same
+            save_file({split: mass.contiguous().cpu() for split, mass in masses.items()}, unfinished, metadata=data)
         return masses
 
     def some_examples(self) -> list[Example]:
