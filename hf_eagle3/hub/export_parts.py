@@ -72,9 +72,9 @@ def with_output_bias(case: Case, tensors: Tensors) -> Tensors:
 def with_targets_embeddings(case: Case, tensors: Tensors) -> Tensors:
     """For readers that want a head's file to hold them: the official program's EAGLE-1, and speculators, whose trainer
     always saves them."""
-    assert case.target is not None
     if "embed_tokens.weight" in tensors:
         return tensors
+    assert case.target is not None
     embeddings = case.target.embeddings()
     if tuple(embeddings.shape) != (case.config.vocab_size, case.config.hidden_size):
         raise ValueError(
