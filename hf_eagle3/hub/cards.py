@@ -20,9 +20,10 @@ from ..whole_files import written_whole
 from . import tables
 from .evaluations import Evaluation, Row
 from .facts import Facts, read_facts
+from .methods import method_of
 
 CARD = "README.md"
-TAGS = ("eagle3", "speculative-decoding", "draft-model", "hf-eagle3")
+TAGS = ("speculative-decoding", "draft-model", "hf-eagle3")  # and the method's
 _TEMPLATE = "model_card.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Of the two that the model index takes: field of a row, and what it is.
@@ -80,7 +81,7 @@ def card_data(facts: Facts) -> Any:
         license_link=words.license_link,
         library_name="peft" if facts.adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=[*TAGS, *words.tags],
+        tags=[method_of(facts.config, facts.adapter).tag, *TAGS, *words.tags],
         datasets=words.datasets,
         model_name=facts.name if results else None,
         eval_results=results or None,
@@ -164,6 +165,7 @@ def _view(facts: Facts) -> dict[str, Any]:
         "name": facts.name,
         "id": facts.repo_id or facts.name,
         "target": target,
+        "method": method_of(facts.config, facts.adapter),
         "adapter": facts.adapter,
         "base": base_head_of(facts),
         "install": release.INSTALL_COMMAND,

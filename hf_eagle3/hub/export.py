@@ -21,7 +21,8 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from .. import layouts
 from ..head_files import WEIGHT_FILES, Tensors, read_config
 from .conventions import Case
-from .export_layouts import CHAIN, ExportLayout, layout_named
+from .export_layouts import layout_named
+from .export_parts import CHAIN, ExportLayout
 from .export_target import Target, read_target
 
 Write = Callable[[Path], None]
@@ -37,11 +38,13 @@ def export_head(
     """Write a head in the layout of another program.
 
     Args:
-        head: an [`Eagle3DraftModel`]; its dtype is kept.
+        head: an [`Eagle3DraftModel`] or [`EagleDraftModel`]; its dtype is kept.
         folder: is made; in one that is there, other files are left alone.
         layout: "sglang", "vllm", "speculators" or "eagle" (the official program).
         target: the model that the head is for, or its Hub id or folder. "speculators" needs it, for its name and its
-            embeddings; the others take from it which boundaries the head reads where its config leaves that open.
+            embeddings; "eagle" for the embeddings of a head of EAGLE-1 that borrows them; the others take from it
+            which boundaries the head reads where its config leaves that open, and whether what a head brings is the
+            target's.
         engine_version: of what will read it. Conventions that older versions would pass over in silence are written
             only if this says that it is no older.
 

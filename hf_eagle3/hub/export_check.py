@@ -1,4 +1,4 @@
-"""Whether a layout can say all of a head, by the table of `conventions`; and that table in Markdown, for the docs.
+"""Whether a layout can say all of a head, by the table for its kind; and those tables in Markdown, for the docs.
 
 Knows nothing of files.
 """
@@ -11,14 +11,12 @@ from typing import Any
 from packaging.version import Version
 
 from ..configuration_eagle3 import Eagle3Config
-from .conventions import CONVENTIONS, LAYOUTS, PLAIN_FIELDS, READERS, Case, Convention
+from .conventions import READERS, Case, Convention, Table
+from .conventions_eagle1 import EAGLE1
+from .conventions_eagle3 import EAGLE3
 
-_KNOWN_FIELDS = frozenset(PLAIN_FIELDS).union(*(each.fields for each in CONVENTIONS))
-_KNOWN_TENSORS = re.compile(
-    r"(embed_tokens|input_norm|fc_norm\.\d+|fc|norm|lm_head)\.weight|d2t|t2d"
-    r"|layers\.\d+\.((input_layernorm|hidden_norm|post_attention_layernorm|self_attn\.[qk]_norm)\.weight"
-    r"|(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj\.(weight|bias))"
-)
+# By the `model_type` of a head's config.
+TABLES: dict[str, Table] = {table.kind.model_type: table for table in (EAGLE3, EAGLE1)}
 
 
 def check(case: Case, layout: str, engine_version: str | None = None) -> None:
@@ -28,12 +26,13 @@ def check(case: Case, layout: str, engine_version: str | None = None) -> None:
         ValueError: naming the first convention that the layout cannot say, and the layouts that can say this head; or
             those that readers older than `engine_version` has to be would pass over.
     """
-    _refuse_unknown(case, layout)
-    held = [convention for convention in CONVENTIONS if convention.holds(case)]
+    table = TABLES[case.config.model_type]
+    _refuse_unknown(case, layout, table)
+    held = [convention for convention in table.conventions if convention.holds(case)]
     for convention in held:
         why = convention.cell(layout).problem(case)
         if why:
-            able = [name for name in LAYOUTS if not any(each.cell(name).problem(case) for each in held)]
+            able = [name for name in table.layouts if not any(each.cell(name).problem(case) for each in held)]
             instead = f"export it to {' or '.join(able)}" if able else "keep it in the layout of hf-eagle3"
             raise ValueError(f"This head {_told(convention, case)}, but {READERS[layout]} {why}; {instead}.")
     least = Version(engine_version or "0")
@@ -52,16 +51,16 @@ def _told(convention: Convention, case: Case) -> str:
     return f"{convention.told.format(**_words(case))} (`{convention.fields[0]}`)"
 
 
-def _refuse_unknown(case: Case, layout: str) -> None:
+def _refuse_unknown(case: Case, layout: str, table: Table) -> None:
     """What the table does not know, a later kind of head, is never exported without it."""
-    plain, config = Eagle3Config(), case.config
+    plain, config = table.kind(), case.config
+    known = table.fields | {"model_type", "keys_to_ignore_at_inference"}
     fields = [
         f"{name}={getattr(config, name)!r}"
-        for name in Eagle3Config.__annotations__
-        if name not in (*_KNOWN_FIELDS, "model_type", "keys_to_ignore_at_inference")
-        and getattr(config, name) != getattr(plain, name)
+        for name in table.kind.__annotations__
+        if name not in known and getattr(config, name) != getattr(plain, name)
     ]
-    unknown = fields + [name for name in case.tensors if not _KNOWN_TENSORS.fullmatch(name)]
+    unknown = fields + [name for name in case.tensors if not re.fullmatch(table.tensors, name)]
     if unknown:
         raise ValueError(
             f"This head has {', '.join(unknown)}, which the layout {layout!r} is not known to say; keep it in the "
@@ -71,22 +70,19 @@ def _refuse_unknown(case: Case, layout: str) -> None:
 
 def _words(case: Case) -> dict[str, Any]:
     config = case.config
-    return {
-        "boundaries": case.boundaries or "by default",
-        "count": config.num_target_boundaries,
-        "layers": config.num_hidden_layers,
-        "window": config.sliding_window,
-        "activation": config.hidden_act,
-        "rope": config.rope_parameters,
-    }
+    words = {"layers": config.num_hidden_layers, "activation": config.hidden_act, "rope": config.rope_parameters}
+    if isinstance(config, Eagle3Config):
+        words |= {"boundaries": case.boundaries or "by default", "count": config.num_target_boundaries}
+    return words | {"window": config.sliding_window}
 
 
-def table() -> str:
+def markdown(table: Table) -> str:
     """The conventions by layouts, as a Markdown table."""
-    rows = [["a head that ...", *(f"`{name}`" for name in LAYOUTS)], ["---"] * (1 + len(LAYOUTS))]
-    for convention in CONVENTIONS:
+    rows = [["a head that ...", *(f"`{name}`" for name in table.layouts)], ["---"] * (1 + len(table.layouts))]
+    for convention in table.conventions:
         told = convention.told.format_map(_ELLIPSES)
-        rows.append([f"{told} (`{convention.fields[0]}`)", *(cell.says for cell in convention.cells)])
+        cells = (convention.cell(layout) for layout in table.layouts)
+        rows.append([f"{told} (`{convention.fields[0]}`)", *(cell.says for cell in cells)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -1,64 +1,28 @@
 """The layouts that heads are exported to: how each writes the config and names and chooses the tensors.
 
-The inverse of `hf_eagle3.layouts`; what a layout cannot say was refused before (`export_check`). Knows nothing of
-files.
+The inverse of `hf_eagle3.layouts`; what a layout cannot say was refused before (`export_check`). Here are those of
+heads of EAGLE-3, and the list of all. Knows nothing of files.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import torch
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
+from ..configuration_eagle import EagleConfig
+from ..configuration_eagle3 import Eagle3Config
 from ..head_files import Tensors
-from .conventions import PLAIN_FIELDS, Case
-from .export_check import check
-
-Fields = dict[str, Any]
-# Tokens that vLLM drafts in a chain, where a head's own tree does not say how deep it goes.
-CHAIN = 3
-
-
-@dataclass(frozen=True)
-class ExportLayout:
-    """How a head is written for one family of readers.
-
-    Args:
-        name: what a user calls it by.
-        config: the whole config.json.
-        weights: the file of the tensors.
-        serve: the command or call that takes the folder, with places for target, folder and tree.
-        rename: patterns of canonical tensor names, and what to put in their place.
-        edits: what becomes of the canonical tensors before, in order.
-        needs_target: whether the files tell of the target as well.
-        check: refuses a head that its readers would not compute as it is.
-    """
-
-    name: str
-    config: Callable[[Case], Fields]
-    weights: str
-    serve: str
-    rename: tuple[tuple[str, str], ...] = ()
-    edits: tuple[Callable[[Case, Tensors], Tensors], ...] = ()
-    needs_target: bool = False
-    check: Callable[[Case, str, str | None], None] = check
-
-    def tensors(self, case: Case) -> Tensors:
-        """The tensors as they are named and chosen by this layout, contiguous, on the CPU."""
-        tensors = dict(case.tensors)
-        for edit in self.edits:
-            tensors = edit(case, tensors)
-        renamed: Tensors = {}
-        for name, tensor in tensors.items():
-            for pattern, replacement in self.rename:
-                name = re.sub(pattern, replacement, name)
-            renamed[name] = tensor.detach().cpu().contiguous()
-        return renamed
-
+from .conventions import Case
+from .export_layouts_eagle1 import EAGLE1_LAYOUTS
+from .export_parts import (
+    CHAIN,
+    ExportLayout,
+    Fields,
+    dtype_fields,
+    layer_fields,
+    rope_fields,
+    with_output_bias,
+    with_targets_embeddings,
+)
 
 # ---------------------------------------------------------------------------------------------- tensors
 
@@ -75,56 +39,7 @@ def _without_targets_embeddings(case: Case, tensors: Tensors) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if not (same and name == "embed_tokens.weight")}
 
 
-def _with_output_bias(case: Case, tensors: Tensors) -> Tensors:
-    """Readers that have one switch for all biases of attention need the output's as well: zeros change nothing."""
-    if not case.config.qkv_bias:
-        return tensors
-    zero = torch.zeros(case.config.hidden_size, dtype=case.dtype)
-    names = [f"layers.{layer}.self_attn.o_proj.bias" for layer in range(case.config.num_hidden_layers)]
-    return {**dict.fromkeys(names, zero), **tensors}
-
-
-def _with_targets_embeddings(case: Case, tensors: Tensors) -> Tensors:
-    """The library's trainer always saves them, and its model is of no use without."""
-    assert case.target is not None
-    if "embed_tokens.weight" in tensors:
-        return tensors
-    embeddings = case.target.embeddings()
-    if tuple(embeddings.shape) != (case.config.vocab_size, case.config.hidden_size):
-        raise ValueError(
-            f"The embeddings of {case.target.name} are {list(embeddings.shape)}, but this head needs "
-            f"[{case.config.vocab_size}, {case.config.hidden_size}]; pass the target that it was trained for."
-        )
-    return {**tensors, "embed_tokens.weight": embeddings.to(case.dtype)}
-
-
 # ---------------------------------------------------------------------------------------------- configs
-
-
-def _layer(case: Case) -> Fields:
-    """What a config of Llama says of a head's geometry."""
-    config: Any = case.config
-    return {
-        "model_type": "llama",
-        **{name: getattr(config, name) for name in PLAIN_FIELDS},
-        "head_dim": config.head_dim,
-        "hidden_act": config.hidden_act,
-        "num_hidden_layers": config.num_hidden_layers,
-        "attention_bias": config.attention_bias or config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
-    }
-
-
-def _rope(case: Case) -> Fields:
-    """RoPE in the words of transformers 4 and of transformers 5, which say the same (trap 14)."""
-    rope: Fields = dict(case.config.rope_parameters or {})
-    theta = float(rope.pop("rope_theta", None) or case.config.default_theta)
-    kind = rope.setdefault("rope_type", "default")
-    return {
-        "rope_theta": theta,
-        "rope_scaling": None if kind == "default" else rope,
-        "rope_parameters": {**rope, "rope_theta": theta},
-    }
 
 
 def _window(case: Case) -> Fields:
@@ -141,11 +56,6 @@ def _width(case: Case) -> Fields:
     return {} if config.target_hidden_size == config.hidden_size else {"target_hidden_size": config.target_hidden_size}
 
 
-def _dtype(case: Case) -> Fields:
-    name = str(case.dtype).removeprefix("torch.")
-    return {"torch_dtype": name, "dtype": name}
-
-
 def _flags(case: Case) -> Fields:
     """Said even where they are false: what their absence means differs from reader to reader (trap 8)."""
     names = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
@@ -154,18 +64,18 @@ def _flags(case: Case) -> Fields:
 
 def _eagle(case: Case) -> Fields:
     """As the first released heads: the program reads `rope_theta` and `rope_scaling`, and boundaries are its own."""
-    rope = _rope(case)
+    rope = rope_fields(case)
     scaling = rope["rope_scaling"] and {"type": rope["rope_scaling"]["rope_type"], **rope["rope_scaling"]}
     # It keeps a head's own embeddings only if this is set, whatever the width (official `cnets.py`).
     width = {"target_hidden_size": case.config.target_hidden_size} if case.config.own_embeddings else {}
     return {
         "architectures": ["LlamaForCausalLM"],
-        **_layer(case),
+        **layer_fields(case),
         "draft_vocab_size": case.config.draft_vocab_size,
         **width,
         "rope_theta": rope["rope_theta"],
         "rope_scaling": scaling,
-        **_dtype(case),
+        **dtype_fields(case),
     }
 
 
@@ -176,13 +86,13 @@ def _sglang(case: Case) -> Fields:
         eagle["eagle_aux_hidden_state_layer_ids"] = [boundary - 1 for boundary in case.boundaries]
     return {
         "architectures": ["LlamaForCausalLMEagle3"],
-        **_layer(case),
+        **layer_fields(case),
         "draft_vocab_size": case.config.draft_vocab_size,
         **_width(case),
         **_flags(case),
         "eagle_config": eagle,
-        **_rope(case),
-        **_dtype(case),
+        **rope_fields(case),
+        **dtype_fields(case),
     }
 
 
@@ -195,20 +105,20 @@ def _vllm(case: Case) -> Fields:
         reads = {"eagle_config": {"use_aux_hidden_state": False}}
     return {
         "architectures": ["LlamaForCausalLMEagle3"],
-        **_layer(case),
+        **layer_fields(case),
         "draft_vocab_size": case.config.draft_vocab_size,
         **_width(case),
         **_flags(case),
         **reads,
         **_window(case),
-        **_rope(case),
-        **_dtype(case),
+        **rope_fields(case),
+        **dtype_fields(case),
     }
 
 
 def _speculators(case: Case) -> Fields:
     assert case.target is not None
-    layer = {**_layer(case), **_rope(case), **_window(case)}
+    layer = {**layer_fields(case), **rope_fields(case), **_window(case)}
     if case.config.qk_norm:
         layer["model_type"] = "qwen3"
     if case.config.num_target_boundaries != 3:
@@ -236,7 +146,7 @@ def _speculators(case: Case) -> Fields:
         **_flags(case),
         "embed_requires_grad": False,
         "tie_word_embeddings": False,
-        **_dtype(case),
+        **dtype_fields(case),
     }
 
 
@@ -279,20 +189,27 @@ EAGLE3_LAYOUTS = (
             "vllm serve {target} --speculative-config "
             """'{{"method": "eagle3", "model": "{folder}", "num_speculative_tokens": {chain}}}'"""
         ),
-        edits=(_without_idle_maps, _with_output_bias),
+        edits=(_without_idle_maps, with_output_bias),
     ),
     ExportLayout(
         "speculators",
         _speculators,
         weights=SAFE_WEIGHTS_NAME,
         serve="vllm serve {folder}",
-        edits=(_without_idle_maps, _with_output_bias, _with_targets_embeddings),
+        edits=(_without_idle_maps, with_output_bias, with_targets_embeddings),
         needs_target=True,
     ),
 )
 
-# By the `model_type` of a head's config: heads of another kind have layouts, and a check, of their own.
-LAYOUTS_OF: dict[str, tuple[ExportLayout, ...]] = {"eagle3": EAGLE3_LAYOUTS}
+# By the `model_type` of a head's config.
+LAYOUTS_OF: dict[str, tuple[ExportLayout, ...]] = {
+    Eagle3Config.model_type: EAGLE3_LAYOUTS,
+    EagleConfig.model_type: EAGLE1_LAYOUTS,
+}
+# Why a layout that others have is none of theirs.
+_NONE = {
+    (EagleConfig.model_type, "speculators"): "the speculators library gave up heads of EAGLE-1 before its 0.9.0, and ",
+}
 
 
 def layout_named(name: str, model_type: str) -> ExportLayout:
@@ -304,8 +221,9 @@ def layout_named(name: str, model_type: str) -> ExportLayout:
     layouts = LAYOUTS_OF.get(model_type, ())
     found = next((layout for layout in layouts if layout.name == name), None)
     if found is None:
-        known = ", ".join(repr(layout.name) for layout in layouts) or "none"
+        why, known = _NONE.get((model_type, name), ""), ", ".join(repr(layout.name) for layout in layouts) or "none"
         raise ValueError(
-            f"A head of the kind {model_type!r} cannot be exported to the layout {name!r}; its layouts are: {known}."
+            f"A head of the kind {model_type!r} cannot be exported to the layout {name!r}; {why}its layouts are: "
+            f"{known}."
         )
     return found

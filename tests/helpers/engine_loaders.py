@@ -61,10 +61,10 @@ def read(engine: str, folder: Path, layers: int) -> Reading:
         layers: of the target that it is served with.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return ENGINES[engine](config, _tensors(folder, prefers_bin=engine == "official"), layers)
+    return ENGINES[engine](config, tensors_in(folder, prefers_bin=engine == "official"), layers)
 
 
-def _tensors(folder: Path, prefers_bin: bool) -> dict[str, torch.Tensor]:
+def tensors_in(folder: Path, prefers_bin: bool) -> dict[str, torch.Tensor]:
     pickled, safe = folder / "pytorch_model.bin", folder / "model.safetensors"
     if pickled.exists() and (prefers_bin or not safe.exists()):
         return torch.load(pickled, weights_only=True)
@@ -75,7 +75,7 @@ def _default(layers: int) -> tuple[int, ...]:
     return 2, layers // 2, layers - 3
 
 
-def _rope(rope: Fields | None, theta: float) -> tuple[float, str, tuple[tuple[str, Any], ...]]:
+def rope_read(rope: Fields | None, theta: float) -> tuple[float, str, tuple[tuple[str, Any], ...]]:
     rope = dict(rope or {})
     kind = rope.pop("rope_type", None) or rope.get("type") or "default"
     rest = {name: value for name, value in rope.items() if name not in ("type", "rope_theta")}
@@ -127,9 +127,9 @@ def _sglang(new: bool, config: Fields, tensors: dict[str, torch.Tensor], layers:
     wide = width != config["hidden_size"]
     taken |= {"embed_tokens.weight"} if wide else set()
     if new and config.get("rope_parameters") is not None:
-        rope = _rope(config["rope_parameters"], 10000.0)
+        rope = rope_read(config["rope_parameters"], 10000.0)
     else:
-        rope = _rope(config.get("rope_scaling"), config.get("rope_theta", 10000.0))
+        rope = rope_read(config.get("rope_scaling"), config.get("rope_theta", 10000.0))
     needed = taken - ({"fc.weight"} if not aux else set())
     return Reading(
         boundaries=boundaries if aux else {()},
@@ -183,7 +183,7 @@ def _vllm(config: Fields, tensors: dict[str, torch.Tensor], layers: int) -> Read
         layers=config["num_hidden_layers"],
         window=config["sliding_window"] if kinds[0] == "sliding_attention" else None,
         own_embeddings="embed_tokens.weight" in tensors,
-        rope=_rope(config.get("rope_parameters") or config.get("rope_scaling"), config.get("rope_theta", 10000.0)),
+        rope=rope_read(config.get("rope_parameters") or config.get("rope_scaling"), config.get("rope_theta", 10000.0)),
         target_ids=_mapped(config, tensors),
         left_random=taken - names - (set() if aux else {"fc.weight"}),
         **flags,
@@ -225,7 +225,7 @@ def _official(config: Fields, tensors: dict[str, torch.Tensor], layers: int) -> 
     return Reading(
         boundaries={_default(layers)},
         own_embeddings=own,
-        rope=_rope(scaling, theta),
+        rope=rope_read(scaling, theta),
         target_ids=_mapped(config, {} if full else tensors),
         passed_over=tensors.keys() - taken - maps,
         left_random=(taken | maps) - tensors.keys(),
