@@ -5,6 +5,7 @@ Knows nothing of modules.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig
 
 from . import head_files, layouts_eagle1, layouts_eagle3
@@ -38,6 +40,11 @@ TOLD = (
 # Layer ids that engines read differently: ModelOpt writes the layers whose outputs it captures, and these are its
 # default for a target of 36 layers; SGLang takes them for boundaries (trap 2, sglang#32334).
 CONTESTED_IDS = ([1, 17, 32],)
+
+WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What a field of a wrong type comes to, wherever it is first used.
+UNUSABLE = (TypeError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError)
+MAPS = ("d2t", "t2d")  # between the vocabularies: no weights
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +106,19 @@ def read_checkpoint(source: str | os.PathLike, kwargs: dict[str, Any]) -> Checkp
     dtype = next((tensors[name].dtype for name in ("lm_head.weight", "fc.weight") if name in tensors), None)
     dtype = dtype or torch.get_default_dtype()
     ours = isinstance(given, HeadConfig)
-    config = given if ours else MAKERS[layout.heads](fields, tensors, layout, str(source))
-    config = _overridden(config, overrides)
+    try:
+        config = copy.deepcopy(given) if ours else MAKERS[layout.heads](fields, tensors, layout, str(source))
+        config = _overridden(config, overrides)
+    except UNUSABLE as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"{source} has a config that makes no head ({type(error).__name__}: {told}); mend its config.json."
+        ) from error
+    except ValueError as error:
+        raise ValueError(str(error) if str(source) in str(error) else f"{source}: {error}") from error
     config.__dict__.pop("auto_map", None)  # that code does not go where the head is saved next
     _warn_of_contested_ids(config, str(source))
+    _warn_of_contested_feedback(config, layout, str(source))
     _fill_vocabulary_maps(tensors, config, str(source))
     return Checkpoint(config, tensors, dtype, head_files.read_generation_config(source, hub), str(source), layout.name)
 
@@ -118,6 +134,18 @@ def _overridden(config: HeadConfig, fields: dict[str, Any]) -> HeadConfig:
     if "target_boundaries" in fields:
         fields.setdefault("boundaries_from_outputs", False)
     return type(config).from_dict({**config.to_dict(), **fields}) if fields else config
+
+
+def _warn_of_contested_feedback(config: Any, layout: Layout, source: str) -> None:
+    """SpecForge's flag of this name says what is scored, and its trainer feeds back the state before the norm; engines
+    feed back the one after it (trap 11)."""
+    if layout.name == "eagle3" and getattr(config, "norm_output", False):
+        logger.warning(
+            "%s sets `norm_output`, taken as engines do: the normed state is fed back; SpecForge trains on the state "
+            "before the norm, so if few drafts are accepted, try `hf-eagle3 doctor`, or load it with "
+            "`norm_output=False`.",
+            source,
+        )
 
 
 def _warn_of_contested_ids(config: Any, source: str) -> None:
@@ -207,6 +235,12 @@ def check_tensors(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], sou
         raise ValueError(
             f"{source} holds tensors that no layout known here has: {', '.join(unknown)}; running it without them "
             "would draft badly in silence, so it is refused."
+        )
+    odd = sorted(name for name in expected if name not in MAPS and tensors[name].dtype not in WEIGHT_DTYPES)
+    if odd:
+        raise ValueError(
+            f"{source}: `{odd[0]}` is stored as {str(tensors[odd[0]].dtype).removeprefix('torch.')}, but weights need "
+            "float16, bfloat16, float32 or float64; take a head that is not quantised."
         )
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
 
 from .configuration_eagle3 import LAST_HIDDEN_STATE, geometry_of
@@ -95,6 +96,12 @@ class EagleConfig(PreTrainedConfig):
             raise ValueError(
                 f"`draft_vocab_size` is {self.draft_vocab_size} of the target's {self.vocab_size} tokens, which the "
                 "target's output embeddings do not fit; give the head its own (`own_lm_head=True`)."
+            )
+        if not isinstance(self.rms_norm_eps, (int, float)):
+            raise ValueError(f"`rms_norm_eps` is {self.rms_norm_eps!r}, but a number is needed; 1e-6 is usual.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"`hidden_act` is {self.hidden_act!r}, which transformers does not know; it knows `silu`."
             )
         if self.num_attention_heads % sizes.num_key_value_heads != 0:
             raise ValueError(

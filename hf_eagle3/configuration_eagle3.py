@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
 
 # Among boundaries: the state after the target's final norm, which its output matrix reads. It is transformers' own
@@ -152,6 +153,12 @@ class Eagle3Config(PreTrainedConfig):
             raise ValueError(
                 f"`draft_vocab_size` is {self.draft_vocab_size} but the target's `vocab_size` is {self.vocab_size}; "
                 "a head can only propose the target's tokens, so choose `draft_vocab_size <= vocab_size`."
+            )
+        if not isinstance(self.rms_norm_eps, (int, float)):
+            raise ValueError(f"`rms_norm_eps` is {self.rms_norm_eps!r}, but a number is needed; 1e-6 is usual.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"`hidden_act` is {self.hidden_act!r}, which transformers does not know; it knows `silu`."
             )
         if self.num_attention_heads % sizes.num_key_value_heads != 0:
             raise ValueError(

@@ -165,6 +165,7 @@ def _wrap_generate(original: Callable[..., Any]) -> Callable[..., Any]:
         bound = signature.bind(self, *args, **kwargs).arguments
         head = as_head(bound.get("assistant_model"))
         if head is None or not _installed:
+            _refuse_no_model(bound.get("assistant_model"))
             return original(self, *args, **kwargs)
         arguments = {name: value for name, value in bound.items() if name not in ("self", "kwargs", "assistant_model")}
         extra = dict(bound.get("kwargs", {}))
@@ -176,6 +177,21 @@ def _wrap_generate(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, **arguments, assistant_model=DraftCall(head, shape), **extra)
 
     return generate
+
+
+def _refuse_no_model(assistant: Any) -> None:
+    """Tell in a sentence what `generate` would fail at: a name in place of a model, or a head that was loaded as the
+    plain model that its config says it is."""
+    if isinstance(assistant, (str, os.PathLike)):
+        raise ValueError(
+            f"`assistant_model` is the name {os.fspath(assistant)!r}, but a model is needed; load a draft head by "
+            "`hf_eagle3.load_head(name)`."
+        )
+    if isinstance(assistant, PreTrainedModel) and not assistant.can_generate():
+        raise ValueError(
+            f"`assistant_model` is a {type(assistant).__name__}, which cannot generate and is no draft head; a head "
+            "whose config calls it a plain model, as EAGLE-1's do, is loaded by `hf_eagle3.load_head`."
+        )
 
 
 def _wrap_assisted_decoding(original: Callable[..., Any]) -> Callable[..., Any]:

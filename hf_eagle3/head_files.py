@@ -94,7 +94,12 @@ def read_tensors(source: str, hub: Mapping[str, Any], files: tuple[str, ...]) ->
         if not name.endswith(".index.json"):
             return _read_file(path)
         tensors: Tensors = {}
-        for shard in sorted(set(_read_json(path)["weight_map"].values())):
+        index = _read_json(path).get("weight_map")
+        if not isinstance(index, dict):
+            raise OSError(f"{path} has no `weight_map`, which says where the weights are; download or save it again.")
+        for shard in sorted(set(index.values())):
+            if os.path.basename(shard) != shard:
+                raise OSError(f"{path} names the file {shard!r}, which is not beside it; save the head again.")
             part = fetch(source, shard, hub)
             if part is None:
                 raise absent(source, (shard,), hub)

@@ -30,6 +30,14 @@ SHARED_FIELDS = (
     "num_attention_heads",
 )
 KNOWN_ROPE = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+# Parameters without which such frequencies cannot be computed.
+ROPE_NEEDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -75,20 +83,36 @@ def _attention(tensors: Tensors, heads: int, source: str) -> dict[str, Any]:
 
 def rope_of(fields: Fields, source: str) -> dict[str, Any]:
     """RoPE in transformers' words. On text all three position ids of mrope are equal, which makes it plain RoPE."""
-    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    given = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"its rotary embeddings are {given!r}, and no object of parameters")
+    rope = dict(given)
     nested = [part for part in rope.values() if isinstance(part, dict)]
     if nested:
         kinds = fields.get("layer_types") or ["full_attention"]
         rope = dict(rope.get(kinds[0]) or nested[0])
-    kind = rope.pop("type", None) or "default"
-    rope.setdefault("rope_type", "default" if kind == "mrope" or "mrope_section" in rope else kind)
+    kind = rope.pop("type", None) or rope.get("rope_type") or "default"
+    rope["rope_type"] = "default" if kind == "mrope" or "mrope_section" in rope else rope.get("rope_type", kind)
     for name in ("mrope_section", "mrope_interleaved"):
         rope.pop(name, None)
     if rope["rope_type"] not in KNOWN_ROPE:
         raise ValueError(
             f"{source} asks for rotary embeddings of type {rope['rope_type']!r}; known are {', '.join(KNOWN_ROPE)}."
         )
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
+        raise ValueError(
+            f"{source} sets partial_rotary_factor={rope['partial_rotary_factor']}, which changes how a head computes "
+            "and is not supported; use a head without it."
+        )
+    missing = [name for name in ROPE_NEEDS.get(rope["rope_type"], ()) if rope.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"{source} asks for rotary embeddings of type {rope['rope_type']!r} without {', '.join(missing)}; add to "
+            "its config what the head was trained with."
+        )
     theta = rope.get("rope_theta") or fields.get("rope_theta") or Eagle3Config.default_theta
+    if not isinstance(theta, (int, float)):
+        raise TypeError(f"`rope_theta` is {theta!r}, and no number")
     return {"rope_parameters": {**rope, "rope_theta": float(theta)}}
 
 

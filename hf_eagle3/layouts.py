@@ -25,6 +25,7 @@ class Layout:
         recognise: whether a config.json is of this family, or may be where `marks` must tell.
         heads: the `model_type` of our config for its heads.
         marks: tensors that tell its checkpoints from those of models whose config says the same.
+        strangers: tensors that its checkpoints never have, and that tell those of another family.
         flatten: its config as one level of Llama's fields and our flags.
         rename: patterns of tensor names, and what to put in their place; applied in order.
         ids_are_boundaries: whether layer ids name what enters a layer. If not, a first id of 1 says that they name
@@ -36,6 +37,7 @@ class Layout:
     recognise: Callable[[Fields], bool]
     heads: str = Eagle3Config.model_type
     marks: frozenset[str] = frozenset()
+    strangers: frozenset[str] = frozenset()
     flatten: Callable[[Fields], Fields] = dict
     rename: tuple[tuple[str, str], ...] = ()
     ids_are_boundaries: bool = False
@@ -159,6 +161,7 @@ LAYOUTS = (
         lambda fields: fields.get("num_hidden_layers") == 1,
         heads=EagleConfig.model_type,
         marks=frozenset({"fc.weight"}),
+        strangers=frozenset({"d2t", "midlayer.hidden_norm.weight", "layers.0.hidden_norm.weight"}),
     ),
 )
 
@@ -170,7 +173,9 @@ def recognise(config: Mapping[str, Any], tensors: Collection[str] = ()) -> Layou
         config: the fields of the config.json.
         tensors: names of the checkpoint's tensors, without which a layout with `marks` is never found.
     """
-    return next((one for one in LAYOUTS if one.recognise(config) and one.marks <= set(tensors)), None)
+    names = set(tensors)
+    fitting = (one for one in LAYOUTS if one.marks <= names and not one.strangers & names)
+    return next((one for one in fitting if one.recognise(config)), None)
 
 
 def only_tensors_tell(config: Mapping[str, Any]) -> bool:

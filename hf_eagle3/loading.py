@@ -23,7 +23,8 @@ HEADS: dict[type[PreTrainedConfig], type[DraftHead]] = {Eagle3Config: Eagle3Draf
 def head_from(id_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any) -> Any:
     """What [`DraftHead.from_pretrained`] gives, by the class that the checkpoint is of."""
     found, adapter = read_adapted(id_or_path, kwargs)
-    return HEADS[type(found.config)].from_checkpoint(found, adapter, *model_args, **kwargs)
+    head = next(head for config, head in HEADS.items() if isinstance(found.config, config))
+    return head.from_checkpoint(found, adapter, *model_args, **kwargs)
 
 
 def load_head(id_or_path: str | os.PathLike, **kwargs: Any) -> Any:

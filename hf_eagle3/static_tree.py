@@ -64,7 +64,7 @@ class StaticTree(TreeShape):
         known = sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
         if not known or len(known) != len(paths) or () in known:
             raise ValueError(f"A static tree needs one path for each of its nodes, each once; got {list(paths)}.")
-        if any(not isinstance(rank, int) or rank < 0 for path in known for rank in path):
+        if any(not isinstance(rank, int) or isinstance(rank, bool) or rank < 0 for path in known for rank in path):
             raise ValueError(f"A path of a static tree is made of ranks, whole numbers from 0; got {list(paths)}.")
         orphans = [list(path) for path in known if len(path) > 1 and path[:-1] not in known]
         if orphans:

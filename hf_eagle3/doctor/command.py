@@ -74,6 +74,7 @@ def doctor(
 
 def _write(examination: Examination, folder: Path | None, console: object) -> bool:
     """Write the recommendation; whether there was one."""
+    from ..loading import load_head
     from .prescription import write_in_place, write_new
 
     if not examination.reading:
@@ -83,4 +84,5 @@ def _write(examination: Examination, folder: Path | None, console: object) -> bo
     told = write_in_place(subject, reading) if folder is None else write_new(subject, reading, folder)
     for line in told:
         typer.echo(f"wrote {line}")
+    load_head(subject.source if folder is None else folder)  # or else the sentence that says what still is wrong
     return True

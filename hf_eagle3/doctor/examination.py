@@ -104,6 +104,12 @@ class Examination:
 
     def _examine_other(self, head: PreTrainedModel) -> None:
         """A head without EAGLE-3's conventions: whether it fits, and what it is worth."""
+        self._add(
+            "conventions",
+            Severity.note,
+            f"Other readings of a head of this kind ({type(head).__name__}) are not tried, nor its norms looked at.",
+            "Judge it by its acceptance length.",
+        )
         if self._fits(head):
             self._progress("generating with the head")
             self._judge(self._real("as it is", head))
@@ -123,7 +129,18 @@ class Examination:
         if fits and head is not None and self._real_prompts:
             self._progress("generating with the head")
             self._real("as it is", head)
-        self._judge(present.acceptance_length)
+        if present.acceptance_length < HARDLY_ANY and not any(
+            trial.gain for trials in self._diagnosis.rounds for trial in trials
+        ):
+            self._add(
+                "acceptance",
+                Severity.warning,
+                "No draft was accepted under any reading, and none differs from another: the trials tell nothing.",
+                "See whether the target answers English prompts at all; a head of another language or for code may be "
+                "sound.",
+            )
+        else:
+            self._judge(present.acceptance_length)
         self._recommend(config, present, best)
         if self._diagnosis.recommendation is not None:
             self._confirm(config, tensors)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
@@ -60,12 +61,12 @@ def write_in_place(subject: Subject, reading: Reading) -> list[str]:
     mended, tensors = changed(reading, config, subject.tensors)
     native = subject.layout is not None and subject.layout.name == NATIVE
     fields = {name: getattr(mended, name) for change in reading.values() for name in change.fields}
+    tensors = complete(tensors, mended)
     if not native:
-        tensors = complete(tensors, mended)
         fields = {**json.loads(mended.to_json_string(use_diff=False)), "architectures": ["Eagle3DraftModel"]}
         fields["dtype"] = str(subject.dtype).removeprefix("torch.")
     told = []
-    if not native or any(tensors.get(name) is not tensor for name, tensor in subject.tensors.items()):
+    if not native or _differing(subject, tensors):
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         _replace(folder / SAFE_WEIGHTS_NAME, lambda path: save_file(whole, path, metadata={"format": "pt"}))
         told.append(f"{folder / SAFE_WEIGHTS_NAME}: {', '.join(_differing(subject, tensors)) or 'our names'}")
@@ -84,7 +85,7 @@ def write_new(subject: Subject, reading: Reading, folder: str | os.PathLike) -> 
         raise ValueError(f"{subject.source} could not be read as an EAGLE-3 head, so nothing was written; mend that.")
     config, tensors = changed(reading, subject.config, complete(subject.tensors, subject.config))
     head = assemble(config, tensors)
-    kept = head_files.read_generation_config(subject.source, {})
+    kept = head_files.read_generation_config(subject.source, subject.hub)
     head.generation_config = kept or head.generation_config
     path = Path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,11 @@ def write_new(subject: Subject, reading: Reading, folder: str | os.PathLike) -> 
 
 def _differing(subject: Subject, tensors: Any) -> list[str]:
     before = subject.tensors
-    return sorted(name for name in {**before, **tensors} if tensors.get(name) is not before.get(name))
+    return sorted(
+        name
+        for name in {**before, **tensors}
+        if name not in tensors or name not in before or not torch.equal(tensors[name], before[name])
+    )
 
 
 def _replace(path: Path, write: Any) -> None:

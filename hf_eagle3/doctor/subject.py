@@ -31,6 +31,7 @@ class Subject:
         tensors: canonical names, as stored, unchecked; empty where they could not be read.
         config: what our loader takes the files for; `None` where it refuses.
         findings: what went wrong on the way.
+        hub: the Hub's arguments that it was read with; all of its files come from one commit.
         other: a head of another kind than EAGLE-3, loaded; it is examined only as far as every head can be.
     """
 
@@ -41,6 +42,7 @@ class Subject:
     config: Eagle3Config | None = None
     findings: list[Finding] = field(default_factory=list)
     other: PreTrainedModel | None = None
+    hub: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -56,8 +58,8 @@ def open_subject(source: str | os.PathLike, hub: Mapping[str, Any] | None = None
     Raises:
         OSError: if there is no such folder or repository, or no config.json in it: nothing can be said then.
     """
-    hub = hub or {}
-    subject = Subject(str(source), head_files.read_config(source, hub))
+    hub = head_files.hub_arguments(source, dict(hub or {}))
+    subject = Subject(str(source), head_files.read_config(source, hub), hub=hub)
     subject.layout = layouts.recognise(subject.fields)
     if layouts.only_tensors_tell(subject.fields):
         _read_whole(subject, hub, "layout")
@@ -87,7 +89,7 @@ def _read(subject: Subject, hub: Mapping[str, Any]) -> None:
     reason = ""
     try:
         config: Any = checkpoint.MAKERS[layout.heads](subject.fields, subject.tensors, layout, subject.source)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, *checkpoint.UNUSABLE) as error:
         config, reason = None, _sentence(error)
     if isinstance(config, Eagle3Config) and not config.parallel_drafting:
         subject.config = config
@@ -99,7 +101,7 @@ def _read_whole(subject: Subject, hub: Mapping[str, Any], check: str, reason: st
     """A head that drafts no chain of an EAGLE-3 layer: of EAGLE-1, or in parallel. Loaded by the loader, or not."""
     try:
         subject.other = load_head(subject.source, **hub)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, *checkpoint.UNUSABLE) as error:
         _fault(subject, check, reason or _sentence(error), "The conventions of this head were not checked.")
 
 

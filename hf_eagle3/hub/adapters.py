@@ -23,7 +23,8 @@ _FORM = "[More Information Needed]"
 def is_adapter(head: Any) -> bool:
     """Whether `head` is a `PeftModel`, the folder of a saved one, or a head that an adapter was put on."""
     if isinstance(head, (str, os.PathLike)):
-        return os.path.isfile(os.path.join(head, ADAPTER_CONFIG_NAME))
+        whole = os.path.isfile(os.path.join(head, CONFIG_NAME))  # which is what everybody would load
+        return os.path.isfile(os.path.join(head, ADAPTER_CONFIG_NAME)) and not whole
     return _is_peft_model(head) or getattr(head, "_hf_peft_config_loaded", False)
 
 

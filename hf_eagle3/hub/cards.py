@@ -23,7 +23,8 @@ from .facts import Facts, read_facts
 from .methods import method_of
 
 CARD = "README.md"
-TAGS = ("speculative-decoding", "draft-model", "hf-eagle3")  # and the method's
+OURS = "hf-eagle3"  # the tag of cards that were rendered
+TAGS = ("speculative-decoding", "draft-model", OURS)  # and the method's
 _TEMPLATE = "model_card.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Of the two that the model index takes: field of a row, and what it is.
@@ -58,6 +59,12 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def is_by_hand(folder: str | Path) -> bool:
+    """Whether the folder has a `README.md` that somebody wrote: it lacks the tag that every rendered one has."""
+    path = Path(folder) / CARD
+    return path.is_file() and OURS not in path.read_text(encoding="utf-8").split("\n---", 1)[0].split()
 
 
 def is_current(folder: str | Path, repo_id: str | None = None) -> bool:

@@ -33,6 +33,7 @@ EngineVersion = Annotated[
 def card(
     folder: Annotated[Path, typer.Argument(help="Of a head: config.json, and what there is of training, evaluation.")],
     check: Annotated[bool, typer.Option("--check", help="Only say whether it is up to date (status 1: no).")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a card that somebody wrote by hand.")] = False,
 ) -> None:
     """Renders a head's model card, README.md, from the files beside it.
 
@@ -40,8 +41,13 @@ def card(
     `sweep --json` write) and card.yaml (target, licence, languages and whatever else no file can tell). No number is
     typed: each comes from one of them, and what none tells is left out.
     """
-    from .cards import CARD, is_current, write_card
+    from .cards import CARD, is_by_hand, is_current, write_card
 
+    if not check and not force and is_by_hand(folder):
+        raise ValueError(
+            f"{folder / CARD} was written by hand, and rendering it would replace it: put its text into card.yaml "
+            "(docs/training.md), or pass --force."
+        )
     if not check:
         typer.echo(str(write_card(folder)))
     elif not is_current(folder):
@@ -77,7 +83,7 @@ def push(
 
     from ..loading import load_head
     from .adapters import is_adapter
-    from .push import lay_out, push_to_hub
+    from .push import lay_out, push_to_hub, valid_repo_id
 
     logging.disable_progress_bar()
     wanted: dict[str, Any] = {
@@ -88,6 +94,7 @@ def push(
         "base": base,
     }
     pushed = head if is_adapter(head) else load_head(head, token=token)
+    valid_repo_id(repository)
     if dry_run is not None:
         if dry_run.exists() and any(dry_run.iterdir()):
             raise ValueError(f"--dry-run {dry_run} holds files already: name a new or an empty folder.")

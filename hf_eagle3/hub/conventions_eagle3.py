@@ -52,7 +52,7 @@ _CONVENTIONS = (
         (no(_WHICH), no(_WHICH), no(_WHICH), no(_WHICH)),
     ),
     Convention(
-        ("target_boundaries",),
+        ("target_boundaries", "boundaries_from_outputs"),
         "reads the target's boundaries {boundaries}",
         lambda case: not case.config.reads_last_hidden_state,
         (

@@ -138,7 +138,8 @@ def _refuse_other_heads(folder: Path, layout: ExportLayout) -> None:
 
 
 def write_whole(folder: Path, files: Mapping[str, Write]) -> None:
-    """Write files into a folder: all of them or, if one fails, none. The last is put in its place last.
+    """Write files into a folder. A new folder comes in one step; in one that is there nothing changes until all are
+    written, and then each is replaced whole, the last one last.
 
     Raises:
         OSError: whatever kept one from being written.

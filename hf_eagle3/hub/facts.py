@@ -23,6 +23,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
+from .. import layouts
 from ..evaluation.records import head_name
 from .evaluations import Evaluation, read_evaluation
 from .words import FILE as WORDS_FILE
@@ -88,7 +89,11 @@ def read_facts(folder: str | Path, repo_id: str | None = None) -> Facts:
     words = read_words(folder)
     config, adapted = read_json(folder / CONFIG_NAME), read_json(folder / ADAPTER_CONFIG)
     if not config and not adapted:
-        raise ValueError(f"{folder} holds no {CONFIG_NAME}: give the folder of a head.")
+        raise ValueError(f"{folder} holds no {CONFIG_NAME} that says anything: give the folder of a head.")
+    if config and layouts.recognise(config) is None and not layouts.only_tensors_tell(config):
+        raise ValueError(
+            f"{folder} holds a {config.get('model_type')!r} model and no draft head: give the folder of a head."
+        )
     training = read_json(folder / TRAINING)
     return Facts(
         name=(repo_id or words.repo_id or head_name(folder)).rsplit("/", 1)[-1],

@@ -9,15 +9,18 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
 
 from ..hub_errors import explained
 from . import adapters, code, repository
+from .facts import EVALUATIONS, RECIPE, TRAINING
 
-# Files of an earlier push that this one may not have, and that a loader would take for its own.
+# Files of an earlier push that this one may not have, and that a loader, or a card, would take for its own.
 REPLACED = (
     *("config.json", "generation_config.json", "adapter_config.json", "adapter_model.safetensors"),
     *("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"),
     *(f"{code.MODULE}.py", code.GENERATE, code.REQUIREMENTS),
+    *(TRAINING, RECIPE, f"{EVALUATIONS}/*.json"),
 )
 
 
@@ -111,6 +114,7 @@ def upload(
     """
     if create_pr and revision not in (None, "main"):
         raise ValueError(f"Got the branch {revision!r} and create_pr=True, but pull requests go to main; choose.")
+    valid_repo_id(repo_id)
     api = HfApi(token=token, library_name="hf-eagle3")
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -130,8 +134,6 @@ def upload(
             f"{_first_line(error)} while pushing to {repo_id} ({_first_line(error.__cause__ or error)}): nothing of "
             "it is visible there; push again, and what has arrived whole is not sent twice."
         ) from error
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no repository id; give one of the form owner/name.") from error
     except HfHubHTTPError as error:
         raise explained(error, repo_id, revision, token) from error
     except ValueError as error:  # of the card, which the Hub looks through before it takes it
@@ -140,8 +142,21 @@ def upload(
         raise explained(error, repo_id, revision, token) from error
 
 
+def valid_repo_id(repo_id: str) -> str:
+    """A repository id, as it is.
+
+    Raises:
+        ValueError: if the Hub would not have one of that form.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no repository id; give one of the form owner/name.") from error
+    return repo_id
+
+
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
 
 
-__all__ = ["lay_out", "push_to_hub", "upload"]
+__all__ = ["lay_out", "push_to_hub", "upload", "valid_repo_id"]

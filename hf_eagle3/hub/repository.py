@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
@@ -85,12 +86,35 @@ def copy_records(source: str | os.PathLike, folder: Path, asked: bool) -> None:
                 copy = folder / path.relative_to(source)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)
+                if path.suffix in (".json", ".yaml"):
+                    _drop_places(copy)
+
+
+def _drop_places(record: Path) -> None:
+    """Of paths on the machine that wrote a record, the last part is left: the rest is nobody's business."""
+    text = record.read_text(encoding="utf-8")
+    try:
+        read = json.loads(text) if record.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return  # the card says what is wrong with it
+    public = _without_places(read)
+    if public != read:
+        written = json.dumps(public, indent=1) if record.suffix == ".json" else yaml.safe_dump(public, sort_keys=False)
+        record.write_text(written, encoding="utf-8")
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_places(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    whole = isinstance(value, str) and "\n" not in value and os.path.isabs(os.path.expanduser(value))
+    return os.path.basename(os.path.normpath(value)) if whole else value
 
 
 def write_card(folder: Path, repo_id: str | None = None) -> None:
-    """`README.md`, rendered from the files that are there. One that somebody wrote is left alone: where `card.yaml`
-    lies beside it, nobody did."""
-    if not (folder / CARD).is_file() or (folder / WORDS).is_file():
+    """`README.md`, rendered from the files that are there; one that somebody wrote is left alone."""
+    if not cards.is_by_hand(folder):
         cards.write_card(folder, repo_id)
 
 

@@ -6,6 +6,7 @@ The embedded pair needs no Hub. Any other head brings its target's id in its con
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from hf_eagle3.pairing import check_pair
 
 EMBEDDED = embedded.HEAD_NAME
 KEPT = 2  # pairs in memory: the embedded one and one more
+NO_TOKEN: Any = False  # a visitor names the repositories: those of the Space's owner are not theirs to see
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 
 
@@ -72,10 +74,11 @@ class Pairs:
         key = (head.strip() or EMBEDDED, target.strip())
         with self._lock:
             if key not in self._loaded:
+                # Room is made first: one pair more than are kept may be more than there is memory for.
+                while len(self._loaded) >= KEPT and (others := [name for name in self._loaded if name[0] != EMBEDDED]):
+                    self._loaded.pop(others[0])
                 self._loaded[key] = self._load(*key)
             self._loaded.move_to_end(key)
-            while len(self._loaded) > KEPT:
-                self._loaded.pop(next(name for name in self._loaded if name[0] != EMBEDDED))
             return self._loaded[key]
 
     def _load(self, head: str, target: str) -> Pair:
@@ -93,17 +96,21 @@ class Pairs:
         return pair
 
     def _load_own(self, head: str, target: str) -> Pair:
+        _check_place(head)
         config = head_config(head)
         target = target or named_target(head, config)
+        _check_place(target)
         for name in (head, target):
             self._check_size(name)
-        drafter = load_head(head, dtype=self._dtype).to(self.device)
+        drafter = load_head(head, dtype=self._dtype, token=NO_TOKEN).to(self.device)
         try:
-            model = AutoModelForCausalLM.from_pretrained(target, dtype=self._dtype).to(self.device).eval()
-            tokenizer = AutoTokenizer.from_pretrained(target)
+            model = (
+                AutoModelForCausalLM.from_pretrained(target, dtype=self._dtype, token=NO_TOKEN).to(self.device).eval()
+            )
+            tokenizer = AutoTokenizer.from_pretrained(target, token=NO_TOKEN)
         except OSError as error:
             raise OSError(f"No target could be read from {target!r}: give its Hub id or its folder.") from error
-        return Pair(model, tokenizer, drafter, head, target)
+        return Pair(model.to(self.device).eval(), tokenizer, drafter, head, target)
 
     def _check_size(self, name: str) -> None:
         size = weight_bytes(name)
@@ -114,6 +121,12 @@ class Pairs:
             )
 
 
+def _check_place(name: str) -> None:
+    """On the Hub's machines visitors name repositories, never folders of the server."""
+    if os.environ.get("SPACE_ID") and Path(name).exists():
+        raise ValueError(f"{name!r} is a folder of this server: give the id of a repository on the Hub.")
+
+
 def head_config(head: str) -> dict[str, Any]:
     """The config.json of a head.
 
@@ -121,7 +134,7 @@ def head_config(head: str) -> dict[str, Any]:
         OSError: there is no such head, or none that this Space can read.
     """
     try:
-        return read_config(head, {})
+        return read_config(head, {"token": NO_TOKEN})
     except (OSError, ValueError) as error:
         raise OSError(
             f"No head could be read from {head!r}: give the Hub id of one, such as AngelSlim/Qwen3-1.7B_eagle3, or a "
@@ -146,7 +159,7 @@ def _base_model(head: str) -> str | None:
     """`base_model` of a head's card; None where there is no card, or it names none or more than one."""
     card = Path(head) / "README.md"
     try:
-        named = ModelCard.load(card if Path(head).is_dir() else head).data.get("base_model")
+        named = ModelCard.load(card if Path(head).is_dir() else head, token=NO_TOKEN).data.get("base_model")
     except (OSError, EntryNotFoundError, ValueError):
         return None
     named = named[0] if isinstance(named, list) and len(named) == 1 else named
@@ -165,7 +178,7 @@ def weight_bytes(source: str) -> float:
         sizes = [(path.suffix, path.stat().st_size) for path in Path(source).iterdir()]
     else:
         try:
-            files = HfApi().model_info(source, files_metadata=True).siblings or []
+            files = HfApi(token=NO_TOKEN).model_info(source, files_metadata=True).siblings or []
         except OfflineModeIsEnabled:
             return 0
         except (HfHubHTTPError, OSError, ValueError) as error:

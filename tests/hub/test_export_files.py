@@ -46,13 +46,13 @@ def test_a_field_that_the_table_does_not_know_is_refused(
 ) -> None:
     """As a later kind of head would bring it."""
     head = tiny_head(KINDS["plain"])
-    monkeypatch.setitem(Eagle3Config.__annotations__, "mask_token_id", "int | None")
-    monkeypatch.setattr(Eagle3Config, "mask_token_id", None, raising=False)
+    monkeypatch.setitem(Eagle3Config.__annotations__, "gate_width", "int | None")
+    monkeypatch.setattr(Eagle3Config, "gate_width", None, raising=False)
     for layout in LAYOUTS:
-        head.config.mask_token_id = None
+        head.config.gate_width = None
         export.export_head(head, tmp_path / f"{layout}-plain", layout, targets[WIDTH])
-        head.config.mask_token_id = 5
-        with pytest.raises(ValueError, match=r"mask_token_id=5.*not known to say"):
+        head.config.gate_width = 5
+        with pytest.raises(ValueError, match=r"gate_width=5.*not known to say"):
             export.export_head(head, tmp_path / layout, layout, targets[WIDTH])
         assert not (tmp_path / layout).exists()
 
@@ -66,9 +66,24 @@ def test_a_tensor_that_the_table_does_not_know_is_refused(targets: dict[int, str
 
 
 def test_every_field_of_a_config_has_a_place_in_the_table() -> None:
-    """Or defaults that leave it out: a new one has to be put there, or stay refused."""
+    """Or is one of a kind of head that no layout takes: a new one has to be put here or there."""
+    latent = {"q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rope_interleave"}
+    nowhere = {"parallel_drafting", "mask_token_id", *latent, "model_type", "keys_to_ignore_at_inference"}
     for table in TABLES.values():
         assert table.fields <= set(table.kind.__annotations__)
+        assert set(table.kind.__annotations__) - table.fields <= nowhere
+
+
+@pytest.mark.parametrize("layout", ["sglang", "vllm"])
+def test_a_head_whose_ids_were_written_as_outputs_goes_on(
+    layout: str, targets: dict[int, str], tmp_path: Path
+) -> None:
+    """As SGLang's are: what it loads can be turned into what another program loads."""
+    folder = export.export_head(tiny_head(KINDS["plain"]), tmp_path / "theirs", "sglang", targets[WIDTH])
+    head = hf_eagle3.load_head(folder)
+    assert head.config.boundaries_from_outputs
+    again = hf_eagle3.load_head(export.export_head(head, tmp_path / "again", layout, targets[WIDTH]))
+    assert again.config.target_boundaries == head.config.target_boundaries
 
 
 # ---------------------------------------------------------------------------------------------- targets and embeddings
