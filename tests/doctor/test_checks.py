@@ -78,7 +78,7 @@ def test_every_problem_is_told_and_not_only_the_first(folder: Path, target, toke
         (
             {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "draft_vocab_size": None},
             "layout",
-            "holds tensors that no layout known here has: d2t",
+            "which is no EAGLE-3 head",
         ),
         ({"architectures": ["DFlashDraftModel"], "model_type": "qwen3"}, "layout", "It is a DFlash drafter"),
         ({"norm_before_fc": True, "fc_norm": True}, "config", "were both given"),

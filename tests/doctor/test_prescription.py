@@ -111,6 +111,7 @@ def test_a_new_folder_gets_the_whole_head(folder: Path, tmp_path: Path, released
 
 def test_a_write_that_fails_leaves_the_folder_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, before = open_subject(folder), _contents(folder)
+    subject.tensors["layers.0.hidden_norm.weight"] = subject.tensors["layers.0.hidden_norm.weight"] * 2
 
     def fail(tensors, path, metadata) -> None:
         save_file(tensors, path, metadata)

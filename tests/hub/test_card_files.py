@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import yaml
 from helpers.card_folders import SWEEP, make_head_folder
+from helpers.targets import GOLDEN
+from typer.testing import CliRunner
 
 from hf_eagle3 import cli
-from hf_eagle3.hub.cards import render_card, target_of, write_card
+from hf_eagle3.hub.cards import is_by_hand, render_card, target_of, write_card
 from hf_eagle3.hub.facts import read_facts, read_json
 
 ROW = {"name": "easy", "questions": 2, "acceptance_length": 2.5, "ratio": 1.5, "low": 1.4, "high": 1.6}
@@ -173,3 +176,23 @@ def test_the_command_says_it_in_a_line(
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "training.json" in told
+
+
+# ---------------------------------------------------------------------- whose card, and of what
+
+
+def test_a_card_written_by_hand_is_not_replaced_unasked(folder: Path) -> None:
+    (folder / "README.md").write_text("My own card.\n")
+    asked = CliRunner().invoke(cli.app, ["card", str(folder)])
+    assert "was written by hand" in str(asked.exception)
+    assert (folder / "README.md").read_text() == "My own card.\n"
+    assert CliRunner().invoke(cli.app, ["card", str(folder), "--force"]).exit_code == 0
+    assert not is_by_hand(folder)
+    assert CliRunner().invoke(cli.app, ["card", str(folder)]).exit_code == 0
+
+
+def test_a_model_that_is_no_head_gets_no_card(tmp_path: Path) -> None:
+    shutil.copy(GOLDEN / "llama_target" / "config.json", tmp_path)
+    with pytest.raises(ValueError, match="'llama' model and no draft head"):
+        write_card(tmp_path)
+    assert not (tmp_path / "README.md").exists()

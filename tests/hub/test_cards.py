@@ -282,7 +282,7 @@ def test_a_card_is_written_whole_or_not_at_all(folder: Path, monkeypatch: pytest
     def full(source: Any, target: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("hf_eagle3.hub.cards.os.replace", full)
+    monkeypatch.setattr("hf_eagle3.whole_files.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         write_card(folder)
     assert (folder / "README.md").read_bytes() == before

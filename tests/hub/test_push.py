@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 import hf_eagle3
 from hf_eagle3.cli import app
-from hf_eagle3.hub import code, push, repository
+from hf_eagle3.hub import adapters, code, push, repository
 from hf_eagle3.hub.push import push_to_hub
 from hf_eagle3.release import INSTALL_COMMAND
 
@@ -301,3 +302,35 @@ def test_push_to_hub_of_a_function_is_that_of_the_method(hub: HubServer, api: Hf
     head = hf_eagle3.load_head(native_head)
     assert push_to_hub(head, "owner/head").oid == head.push_to_hub("owner/head").oid
     assert hub.count("POST", "commit") == 1  # the second one changed nothing
+
+
+# ---------------------------------------------------------------------- what critics found
+
+
+def test_records_of_an_earlier_push_do_not_stay_beside_other_weights(
+    hub: HubServer, api: HfApi, trained: Path, native_head: Path
+) -> None:
+    hf_eagle3.load_head(trained).push_to_hub("owner/head")
+    hf_eagle3.load_head(native_head).push_to_hub("owner/head")
+    assert not RECORDS & hub.repository("owner/head").files().keys()
+
+
+def test_places_on_the_machine_that_trained_are_not_published(trained: Path, tmp_path: Path) -> None:
+    (trained / "recipe.yaml").write_text("data: /home/me/secret/data\nepochs: 1\n")
+    (trained / "training.json").write_text('{"recipe": {"head": "~/heads/first", "target": "owner/target"}}')
+    made = content_of(repository.lay_out(hf_eagle3.load_head(trained), tmp_path / "made"))
+    assert made["recipe.yaml"] == b"data: data\nepochs: 1\n"
+    assert json.loads(made["training.json"]) == {"recipe": {"head": "first", "target": "owner/target"}}
+    assert made["evaluation/cpu-speed.json"] == (trained / "evaluation" / "cpu-speed.json").read_bytes()
+
+
+def test_a_dry_run_refuses_what_the_hub_would(native_head: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["push", str(native_head), "bad/re/po", "--dry-run", str(tmp_path / "dry")])
+    assert "no repository id" in str(done.exception)
+    assert not (tmp_path / "dry").exists()
+
+
+def test_a_folder_with_both_configs_is_a_whole_head(native_head: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(native_head, tmp_path / "both"))
+    (folder / "adapter_config.json").write_text("{}")
+    assert not adapters.is_adapter(folder)

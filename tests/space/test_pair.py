@@ -81,7 +81,7 @@ def test_sizes_on_the_hub_are_asked_before_a_download(monkeypatch: pytest.Monkey
         SimpleNamespace(rfilename="x/y.bin", size=9**9),
     ]
     answer = SimpleNamespace(siblings=files)
-    monkeypatch.setattr(pairs, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: answer))
+    monkeypatch.setattr(pairs, "HfApi", lambda token: SimpleNamespace(model_info=lambda *_, **__: answer))
     small = Pairs(1000, torch.float32, "cpu")
     with nullcontext() if size < 1000 else pytest.raises(ValueError, match=r"a/model has 0\.0 GB of weights"):
         small._check_size("a/model")
@@ -113,3 +113,11 @@ def test_only_the_last_pairs_are_kept_and_the_embedded_one_always(monkeypatch: p
         loaded.get(f"head/{number}")
     assert list(loaded._loaded) == [(pairs.EMBEDDED, ""), ("head/3", "")]
     assert loaded.get("") is embedded
+
+
+def test_on_a_space_visitors_open_no_folders_of_the_server(
+    loaded: Pairs, pair_folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPACE_ID", "owner/demo")
+    with pytest.raises(ValueError, match="is a folder of this server"):
+        loaded.get(pair_folders.head, pair_folders.target)
