@@ -34,12 +34,13 @@ _METRICS = (
 )
 
 
-def render_card(folder: str | Path, repo_id: str | None = None) -> str:
+def render_card(folder: str | Path, repo_id: str | None = None, serve: str | None = None) -> str:
     """The card of the head in `folder`, as text; the same files give the same text.
 
     Args:
         folder: of the head, see `hf_eagle3.hub.facts`.
         repo_id: the head's id on the Hub, if it goes there; else what `card.yaml` says, else its folder's name.
+        serve: the command that starts the engine whose layout the folder is in, if it is in one.
 
     Raises:
         ValueError: if the folder holds no head, or one of its files is not what its name says.
@@ -49,13 +50,13 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> str:
 
     facts = read_facts(folder, repo_id)
     metadata = card_data(facts).to_yaml()
-    return str(ModelCard(f"---\n{metadata}\n---\n\n{_page(facts)}"))
+    return str(ModelCard(f"---\n{metadata}\n---\n\n{_page(facts, serve)}"))
 
 
-def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
+def write_card(folder: str | Path, repo_id: str | None = None, serve: str | None = None) -> Path:
     """Writes `README.md` into the head's `folder`, whole or not at all, and says where it is; see [`render_card`]."""
     path = Path(folder) / CARD
-    text = render_card(folder, repo_id)
+    text = render_card(folder, repo_id, serve)
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
     return path
@@ -154,14 +155,14 @@ def _result(facts: Facts, evaluation: Evaluation, row: Row, metric: str, name: s
     )
 
 
-def _page(facts: Facts) -> str:
+def _page(facts: Facts, serve: str | None) -> str:
     from jinja2 import Environment, StrictUndefined
 
     text = resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
     )
-    return environment.from_string(text).render(_view(facts))
+    return environment.from_string(text).render(_view(facts), serve=serve)
 
 
 def _view(facts: Facts) -> dict[str, Any]:

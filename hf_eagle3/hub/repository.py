@@ -14,6 +14,7 @@ from transformers.utils import CONFIG_NAME
 
 from . import cards, code
 from .cards import CARD
+from .export import serve_command
 from .facts import EVALUATIONS, RECIPE, TRAINING
 from .words import FILE as WORDS
 
@@ -55,8 +56,13 @@ def lay_out(
     else:
         head.save_pretrained(folder, layout=layout, target=target, engine_version=engine_version)
     copy_records(records if records is not None else head.name_or_path, folder, asked=records is not None)
-    write_card(folder, repo_id)
+    write_card(folder, repo_id, None if layout is None else _serve(head, layout, repo_id or folder.name, target))
     return folder
+
+
+def _serve(head: PreTrainedModel, layout: str, repo_id: str, target: Any) -> str:
+    named = target if isinstance(target, str) else getattr(target, "name_or_path", None)
+    return serve_command(head, layout, repo_id, named or "TARGET")
 
 
 def add_code(folder: Path, config_class: str, model_class: str) -> None:
@@ -112,10 +118,10 @@ def _without_places(value: Any) -> Any:
     return os.path.basename(os.path.normpath(value)) if whole else value
 
 
-def write_card(folder: Path, repo_id: str | None = None) -> None:
+def write_card(folder: Path, repo_id: str | None = None, serve: str | None = None) -> None:
     """`README.md`, rendered from the files that are there; one that somebody wrote is left alone."""
     if not cards.is_by_hand(folder):
-        cards.write_card(folder, repo_id)
+        cards.write_card(folder, repo_id, serve)
 
 
 __all__ = ["ENGINE_LAYOUTS", "RECORDS", "add_code", "copy_records", "lay_out", "write_card"]

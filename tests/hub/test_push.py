@@ -334,3 +334,11 @@ def test_a_folder_with_both_configs_is_a_whole_head(native_head: Path, tmp_path:
     folder = Path(shutil.copytree(native_head, tmp_path / "both"))
     (folder / "adapter_config.json").write_text("{}")
     assert not adapters.is_adapter(folder)
+
+
+def test_the_card_of_files_for_an_engine_says_how_it_is_started(native_head: Path, tmp_path: Path) -> None:
+    head = hf_eagle3.load_head(native_head, target_boundaries=[2, 4, 5])
+    card = (repository.lay_out(head, tmp_path / "made", repo_id="owner/head", layout="vllm") / "README.md").read_text()
+    assert "vllm serve TARGET" in card
+    assert "owner/head" in card
+    assert "hf-eagle3 export" not in card
