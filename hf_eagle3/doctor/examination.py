@@ -34,7 +34,7 @@ HINDERS_PROBE = ("attention", "cache", "boundaries")
 HARDLY_ANY = 1.1
 # A recommended reading predicts at least so many nats better than a blind guess: noise does not.
 BEYOND_GUESSING = 1.0
-# Differences are compared answer by answer; of fewer, nothing can be said.
+# Of fewer answers, nothing can be said of other texts.
 FEWEST_ANSWERS = 4
 
 

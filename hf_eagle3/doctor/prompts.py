@@ -1,6 +1,6 @@
 """What the doctor asks a target: sixteen questions of our own, in no evaluation and in no training text of ours.
 
-Many short answers tell readings apart better than few long ones: what is compared are prompts, not tokens.
+Short answers to many questions cover more kinds of text than long ones to few; what is compared are stretches of them.
 """
 
 from __future__ import annotations

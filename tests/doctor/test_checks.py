@@ -17,6 +17,8 @@ from hf_eagle3 import Eagle3Config, Eagle3DraftModel, EagleConfig, EagleDraftMod
 from hf_eagle3.doctor import Diagnosis, Examination, Severity, Teacher, examine
 from hf_eagle3.doctor.prompts import PROMPTS
 from hf_eagle3.doctor.report import rendered
+from hf_eagle3.doctor.static_checks import Case, run_checks
+from hf_eagle3.doctor.subject import open_subject
 
 
 @pytest.fixture
@@ -153,6 +155,32 @@ def test_a_random_head_is_told_to_be_worth_nothing(folder: Path, target, tokeniz
     assert len(diagnosis.rounds[0]) > 10
     assert json.loads(json.dumps(diagnosis.to_dict()))["healthy"] is False
     assert list(rendered(diagnosis))
+
+
+def test_weights_that_float16_cannot_hold_are_a_fault(folder: Path, target, tokenizer) -> None:
+    weight = load_file(folder / "model.safetensors")["fc.weight"]
+    weight[0, 0] = 1e6
+    _edit(folder, tensors={"fc.weight": weight})
+    subject = open_subject(folder)
+    found = [
+        each
+        for each in run_checks(Case(subject, subject.config, subject.tensors, target.half()))
+        if each.check == "dtype"
+    ]
+    assert [each.severity for each in found] == [Severity.fault]
+    assert "Weights up to 1e+06 do not fit float16" in found[0].seen
+
+
+def test_a_draft_vocabulary_that_cannot_say_the_answers_is_warned_of(target, tokenizer, tmp_path: Path) -> None:
+    """Four tokens of sixty-four, none of which the target writes."""
+    teacher = Teacher(target, tokenizer, PROMPTS[:6], new_tokens=16)
+    written = {token for row in teacher.answered for token in row.ids[row.start :].tolist()}
+    config = Eagle3Config.from_target(target.config, draft_vocab_size=4)
+    head = Eagle3DraftModel(config)
+    head.set_draft_vocabulary(torch.tensor([token for token in range(64) if token not in written][:4]))
+    head.save_pretrained(tmp_path)
+    diagnosis = examine(tmp_path, target, tokenizer, teacher=teacher)
+    assert "holds 0.0% of" in _said(diagnosis, Severity.warning)["coverage"][0]
 
 
 # ---------------------------------------------------------------------- the command

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.checkpoint_catalogue import synthesise, variant
 from helpers.targets import GOLDEN
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
@@ -112,3 +113,9 @@ def test_what_is_no_head_is_told_by_generate() -> None:
 def test_a_static_tree_of_truths_is_refused() -> None:
     with pytest.raises(ValueError, match="whole numbers from 0"):
         hf_eagle3.StaticTree.of([[True]])
+
+
+def test_vicunas_word_for_its_positions_counts(tmp_path: Path) -> None:
+    made = synthesise(variant("eagle1_2_official-vicuna_33b"), tmp_path)
+    assert "max_position_embeddings" not in made.config
+    assert hf_eagle3.load_head(tmp_path).config.max_position_embeddings == made.config["max_sequence_length"]
