@@ -68,7 +68,7 @@ def test_nothing_to_draw_is_told(tmp_path: Path) -> None:
 def test_a_figure_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path, *_) = draw_all([training("a")], tmp_path)
     before = path.read_bytes()
-    monkeypatch.setattr(figures.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("hf_eagle3.whole_files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         draw_all([training("b")], tmp_path)
     assert path.read_bytes() == before
