@@ -8,7 +8,6 @@ from typing import Any
 import matplotlib
 import pytest
 
-from hf_eagle3.evaluation import figures
 from hf_eagle3.evaluation.figures import check_drawing, draw_all
 
 
