@@ -40,6 +40,7 @@ INTRODUCTION = (
 )
 
 PAIRS = Pairs(most_bytes=float(os.environ.get("EAGLE3_DEMO_MAX_GB", "5")) * 1e9)
+STOPPED = page.status_html("Stopped.")
 
 
 # ---------------------------------------------------------------------- what the events do
@@ -75,6 +76,8 @@ def answer(
         with closing(conversation.ask(question, pair, settings)) as turns:
             for turn in turns:
                 yield {live: page.turn_html(turn, conversation.picked)}
+        if turn.stopped:  # its end may come here before Gradio has taken this event off, and has the last word then
+            told = STOPPED
     except Exception as error:  # told on the page, whatever it is; its trace goes to the log
         traceback.print_exc()
         told = page.notice_html(sentence(error))
@@ -85,7 +88,7 @@ def stop(conversation: Conversation) -> dict[Any, Any]:
     """Ends the answers that are being written; one that waited its turn is taken out of the queue by Gradio."""
     if conversation.stop() is None:
         return {notice: page.status_html("Stopped before it began."), **_at_rest()}
-    return {notice: page.status_html("Stopped."), **_at_rest(), **_whole(conversation)}
+    return {notice: STOPPED, **_at_rest(), **_whole(conversation)}
 
 
 def pick(event: gr.EventData, conversation: Conversation) -> str:
