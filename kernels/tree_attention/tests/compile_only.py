@@ -1,0 +1,114 @@
+"""Triton's compiler without a GPU: a launch under `compiling_for` compiles for the chip named, and runs nothing.
+
+What is compiled is what a launch on that chip would compile: the same tiles, the same specialisation on strides and
+alignment. Triton is handed a driver that says it is the chip, and whose launcher does nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A GPU as far as a kernel has to fit into it."""
+
+    name: str
+    capability: int
+    processors: int
+    shared_limit: int  # bytes one block may have, by opting in
+
+
+A100 = Chip("A100", 80, 108, 163 * 1024)
+H100 = Chip("H100", 90, 132, 227 * 1024)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one compiled kernel takes: registers and bytes of stack a thread, bytes of shared memory a block."""
+
+    kernel: str
+    chip: str
+    warps: int
+    registers: int
+    stack: int
+    local: int
+    shared: int
+
+    @property
+    def spills(self) -> bool:
+        return self.stack > 0 or self.local > 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.chip}: {self.kernel}, {self.warps} warps, {self.registers} registers, "
+            f"{self.stack} bytes of stack, {self.shared / 1024:.0f} KB shared"
+        )
+
+
+class _CompileOnlyDriver:
+    """What Triton asks of a driver when it compiles and launches a kernel."""
+
+    def __init__(self, chip: Chip) -> None:
+        self.chip = chip
+        self.binaries: list[tuple[str, bytes]] = []
+        self.utils = self
+        self.launcher_cls = self._launcher
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.chip.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.chip.capability  # a number of its own, for Triton keeps compiled kernels by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": self.chip.shared_limit, "multiprocessor_count": self.chip.processors}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+        self.binaries.append((name, binary))
+        return 1, 1, 0, 0, 1024
+
+    def unload_module(self, module: int) -> None:
+        """Nothing was loaded."""
+
+    def _launcher(self, source: Any, metadata: Any) -> Any:
+        return lambda *arguments: None
+
+
+@contextmanager
+def compiling_for(chip: Chip, cache: Path) -> Iterator[_CompileOnlyDriver]:
+    """Launches inside compile for `chip` into the folder `cache`, and do nothing; the driver holds the binaries."""
+    compile_only = _CompileOnlyDriver(chip)
+    before = driver._active
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(cache)
+        driver.set_active(compile_only)
+        try:
+            yield compile_only
+        finally:
+            driver._active = before
+
+
+def resource_usage(binary: bytes) -> dict[str, int]:
+    """`cuobjdump -res-usage` of one kernel: REG, STACK, SHARED, LOCAL and the rest."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        said = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    return {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", said.stdout)}
