@@ -1,7 +1,7 @@
 """Tree attention by definition: for each query, list the keys that it sees, then a softmax and a sum, all in float64.
 
-Slow on purpose. It reads no key that a query does not see, so what lies there cannot matter, and it works from parents,
-not from words.
+Slow on purpose. It reads no key that a query does not see, so what lies there cannot matter, and it works from
+parents, not from words.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def tree_attention(
 def visible_keys(
     parents: list[int], node: int, first: int, prefix_len: int, depth: list[int], window: int | None
 ) -> list[int]:
-    """Indices of the keys that a node sees: prefix from `first` on, and its ancestors, as far as the window reaches."""
+    """The keys that a node sees: prefix from `first` on, and its ancestors, as far as the window reaches."""
     positions = {key: key for key in range(first, prefix_len)}
     positions |= {prefix_len + seen: prefix_len + depth[seen] for seen in trees.ancestors(parents, node)}
     if window is None:

@@ -1,4 +1,4 @@
-"""Trees for tests, as lists of parents, and what can be said of them by walking upwards. The kernel has no part in it."""
+"""Trees for tests, as lists of parents, and what walking upwards can say of them. The kernel has no part in it."""
 
 from __future__ import annotations
 
