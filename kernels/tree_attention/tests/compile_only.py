@@ -64,9 +64,10 @@ class _CompileOnlyDriver:
 
     def __init__(self, chip: Chip) -> None:
         self.chip = chip
-        self.binaries: list[tuple[str, bytes]] = []
+        self.compiled: list[Usage] = []
         self.utils = self
         self.launcher_cls = self._launcher
+        self._metadata: Any = None
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.chip.capability, 32)
@@ -81,31 +82,37 @@ class _CompileOnlyDriver:
         return {"max_shared_mem": self.chip.shared_limit, "multiprocessor_count": self.chip.processors}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
-        self.binaries.append((name, binary))
-        return 1, 1, 0, 0, 1024
+        used = _resource_usage(binary)
+        sizes = {"registers": used["REG"], "stack": used["STACK"], "local": used["LOCAL"], "shared": shared}
+        self.compiled.append(Usage(name, self.chip.name, self._metadata.num_warps, **sizes))
+        return 1, 1, used["REG"], 0, 1024
 
     def unload_module(self, module: int) -> None:
         """Nothing was loaded."""
 
     def _launcher(self, source: Any, metadata: Any) -> Any:
+        self._metadata = metadata  # Triton makes the launcher first, and loads the binary next
         return lambda *arguments: None
 
 
 @contextmanager
-def compiling_for(chip: Chip, cache: Path) -> Iterator[_CompileOnlyDriver]:
-    """Launches inside compile for `chip` into the folder `cache`, and do nothing; the driver holds the binaries."""
+def compiling_for(chip: Chip, cache: Path) -> Iterator[list[Usage]]:
+    """Launches inside compile for `chip` into the folder `cache`, and do nothing; gives what was compiled, in order.
+
+    A kernel that Triton holds compiled already is not listed again: clear its `device_caches` first.
+    """
     compile_only = _CompileOnlyDriver(chip)
     before = driver._active
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(cache)
         driver.set_active(compile_only)
         try:
-            yield compile_only
+            yield compile_only.compiled
         finally:
             driver._active = before
 
 
-def resource_usage(binary: bytes) -> dict[str, int]:
+def _resource_usage(binary: bytes) -> dict[str, int]:
     """`cuobjdump -res-usage` of one kernel: REG, STACK, SHARED, LOCAL and the rest."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import grid
 import pytest
 import torch
 import trees
 from cases import TOLERANCE, Case, batch_of
 from subject import tree_attention
+
+pytestmark = pytest.mark.usefixtures("interpreted_launches")
 
 _TREE = trees.tall(11)
 _SMALL = Case(batch_of(_TREE), prefix=30, kv_heads=1, dim=16, spare=40)
@@ -114,3 +117,15 @@ def test_a_row_that_sees_nothing_is_zero() -> None:
     others = [node for node in range(11) if node != 5]
     tolerance = TOLERANCE[torch.float32]
     torch.testing.assert_close(out[:, others].double(), inputs.expected[:, others], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", grid.ALL.values(), ids=grid.ALL.keys())
+def test_kernel_on_the_reference_s_grid(case: Case) -> None:
+    inputs = case.inputs()
+    inputs.check(inputs.run(tree_attention))
+
+
+def test_both_kernels_run(interpreted_launches: list[str]) -> None:
+    _SMALL.inputs().run(tree_attention)
+    assert len(set(interpreted_launches)) == 2

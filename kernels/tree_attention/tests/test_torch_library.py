@@ -13,8 +13,10 @@ import trees
 from cases import Case, Inputs, batch_of
 from subject import tree_attention
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+_Operator = OpOverload | OpOverloadPacket
 
 _CASES = {
     "plain": Case(batch_of(trees.bushy(33))),
@@ -38,16 +40,16 @@ class _Captured:
 
     def __init__(self) -> None:
         self.graphs: list[torch.fx.GraphModule] = []
-        self.calls: list[tuple[OpOverload, tuple[Any, ...], dict[str, Any]]] = []
+        self.calls: list[tuple[_Operator, tuple[Any, ...], dict[str, Any]]] = []
 
     def __call__(self, graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
         self.graphs.append(graph)
         return lambda *arguments: _Recorder(graph, self).run(*arguments)
 
     @property
-    def operators(self) -> list[OpOverload]:
+    def operators(self) -> list[_Operator]:
         targets = [node.target for graph in self.graphs for node in graph.graph.nodes]
-        return [target for target in targets if isinstance(target, OpOverload) and "tree_attention" in target.name()]
+        return [target for target in targets if isinstance(target, _Operator) and "tree_attention" in str(target)]
 
 
 class _Recorder(torch.fx.Interpreter):
