@@ -81,14 +81,11 @@ class _CompileOnlyDriver:
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": self.chip.shared_limit, "multiprocessor_count": self.chip.processors}
 
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[None, int, int, int, int]:
         used = _resource_usage(binary)
         sizes = {"registers": used["REG"], "stack": used["STACK"], "local": used["LOCAL"], "shared": shared}
         self.compiled.append(Usage(name, self.chip.name, self._metadata.num_warps, **sizes))
-        return 1, 1, used["REG"], 0, 1024
-
-    def unload_module(self, module: int) -> None:
-        """Nothing was loaded."""
+        return None, 1, used["REG"], 0, 1024  # no module: there is nothing to unload
 
     def _launcher(self, source: Any, metadata: Any) -> Any:
         self._metadata = metadata  # Triton makes the launcher first, and loads the binary next

@@ -26,7 +26,7 @@ def pytest_ignore_collect(collection_path: object) -> bool | None:
 
 @pytest.fixture
 def interpreted_launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names of the kernels that Triton's interpreter ran; a test in which it ran none has tested something else."""
+    """The kernels that Triton's interpreter ran, by name; a test in which it ran none has tested something else."""
     from triton.runtime.interpreter import GridExecutor
 
     launched: list[str] = []
