@@ -1,4 +1,4 @@
-"""The kernels compiled ahead of time for sm_80 and sm_90, which needs no GPU: nothing is spilled, and the chip holds them.
+"""The kernels compiled ahead of time for sm_80 and sm_90, which needs no GPU: nothing is spilled, the chips hold them.
 
 The calls are those of real layers, with the tiles that the table gives for the chip. Each test prints what the kernels
 take (`-rP` shows it).
@@ -33,7 +33,7 @@ class Layer:
     prefix: int = 8192
 
     def arguments(self) -> tuple[list[torch.Tensor], dict[str, Any]]:
-        """Uninitialised, for nothing reads them; with options: padding, window, softcap, sinks, prefix on the device."""
+        """Uninitialised, for nothing reads them. Options: padding, window, softcap, sinks, prefix on the device."""
         heads, of_dtype = 8 * self.group, {"dtype": self.dtype}
         q = torch.empty(1, self.nodes, heads, self.dim, **of_dtype).transpose(1, 2)
         k, v = (torch.empty(1, 8, self.prefix + self.nodes, self.dim, **of_dtype) for _ in range(2))
