@@ -40,13 +40,13 @@ CASES = {
 }
 
 
-def _plan(rows: int, keys: int, splits: int) -> object:
-    return Plan(prefix=Tiles(rows, keys, 4, 1), tree=Tiles(rows, 32, 4, 1), splits=splits)
+def _plan(rows: int, keys: int, splits: int, tree_keys: int) -> object:
+    return Plan(prefix=Tiles(rows, keys, 4, 1), tree=Tiles(16, tree_keys, 4, 1), splits=splits)
 
 
-@pytest.mark.parametrize("plan", [(16, 16, 4), (32, 32, 2), (16, 32, 3), (64, 16, 8)], ids=str)
+@pytest.mark.parametrize("plan", [(16, 16, 4, 16), (32, 32, 2, 32), (16, 32, 3, 16), (64, 16, 8, 32)], ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_any_plan_gives_attention_by_definition(case: Case, plan: tuple[int, int, int]) -> None:
+def test_any_plan_gives_attention_by_definition(case: Case, plan: tuple[int, int, int, int]) -> None:
     inputs = case.inputs()
     inputs.check(_run(inputs, _plan(*plan)))
 
@@ -54,12 +54,12 @@ def test_any_plan_gives_attention_by_definition(case: Case, plan: tuple[int, int
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_splits_in_half_precision(dtype: torch.dtype) -> None:
     inputs = replace(CASES["window and padding"], dtype=dtype).inputs()
-    inputs.check(_run(inputs, _plan(16, 16, 4)))
+    inputs.check(_run(inputs, _plan(16, 16, 4, 16)))
 
 
 def test_two_runs_of_many_splits_agree_to_the_last_bit() -> None:
     inputs = _LONG.inputs()
-    assert torch.equal(_run(inputs, _plan(16, 16, 4)), _run(inputs, _plan(16, 16, 4)))
+    assert torch.equal(_run(inputs, _plan(16, 16, 4, 16)), _run(inputs, _plan(16, 16, 4, 16)))
 
 
 @st.composite
@@ -82,11 +82,16 @@ def _cases(draw: st.DrawFn) -> Case:
     )
 
 
+_PLANS = st.builds(
+    _plan, st.sampled_from((16, 32)), st.sampled_from((16, 32, 64)), st.integers(1, 8), st.sampled_from((16, 32))
+)
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(_cases(), st.sampled_from((16, 32)), st.sampled_from((16, 32, 64)), st.integers(1, 8))
-def test_any_tree_with_any_options_and_any_plan(case: Case, rows: int, keys: int, splits: int) -> None:
+@given(_cases(), _PLANS)
+def test_any_tree_with_any_options_and_any_plan(case: Case, plan: object) -> None:
     inputs = case.inputs()
-    inputs.check(_run(inputs, _plan(rows, keys, splits)))
+    inputs.check(_run(inputs, plan))
 
 
 def _run(inputs: Inputs, plan: object) -> torch.Tensor:
