@@ -68,8 +68,8 @@ class Inputs:
             live = slice(0 if case.pad is None else case.pad[row], case.prefix + case.nodes)
             for cache in (self.k, self.v):
                 cache[row, :, live] = torch.randn(cache[row, :, live].shape, generator=draw).to(cache)
-        self.ancestors = trees.words(self.parents).to(self.device)
-        self.sinks = torch.randn(heads, generator=draw).to(self.q) if case.sinks else None
+        self.ancestors = self._with_gaps(trees.words(self.parents))
+        self.sinks = self._with_gaps(torch.randn(heads, generator=draw).to(self.q)) if case.sinks else None
 
     @property
     def parents(self) -> list[list[int]]:
@@ -133,7 +133,16 @@ class Inputs:
         raise ValueError(f"There is no layout {self.case.layout!r}.")
 
     def _tensor(self, numbers: tuple[Any, ...] | None) -> torch.Tensor | None:
-        return None if numbers is None else torch.tensor(numbers, device=self.device)
+        return None if numbers is None else self._with_gaps(torch.tensor(numbers))
+
+    def _with_gaps(self, plain: torch.Tensor) -> torch.Tensor:
+        """On the device; where the layout of the case is a slice, a slice of something larger, full of threes."""
+        plain = plain.to(self.device)
+        if self.case.layout != "a slice":
+            return plain
+        larger = plain.new_full([size + 1 for size in plain.shape] + [2] * (plain.dim() == 1), 3)
+        view = larger[tuple(slice(1, None) for _ in plain.shape)]
+        return (view[:, 1] if plain.dim() == 1 else view).copy_(plain)
 
 
 def batch_of(*parents: list[int]) -> tuple[tuple[int, ...], ...]:

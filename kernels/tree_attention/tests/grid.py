@@ -31,6 +31,7 @@ PREFIXES = {
 } | {
     "prefix of 0, one node": Case(batch_of([-1]), prefix=0),
     "nothing to spare": Case(batch_of(_TREE), spare=0),
+    "one node, nothing to spare": Case(batch_of([-1]), spare=0),
     "much to spare": Case(batch_of(_TREE), spare=300),
     "prefix length on the device": Case(batch_of(_TREE), prefix_on_device=True, spare=64),
     "prefix length of 0 on the device": Case(batch_of(_TREE), prefix=0, prefix_on_device=True, spare=64),
@@ -45,7 +46,7 @@ PADDING = {
     "padding and prefix length on the device": Case(_TWO, pad=(5, 33), prefix_on_device=True, spare=64),
     "padding of nothing": Case(batch_of(_TREE), prefix=0, pad=(0,)),
 }
-_EDGES = (1, 2, _TALL_DEPTH - 1, _TALL_DEPTH, _TALL_DEPTH + 1, 39, 40, 41, 40 + _TALL_DEPTH, 10_000)
+_EDGES = (1, 2, _TALL_DEPTH - 1, _TALL_DEPTH, _TALL_DEPTH + 1, 39, 40, 41, 40 + _TALL_DEPTH, 10_000, 2**31, 2**40)
 WINDOWS = {f"window of {window}": Case(batch_of(_TALL), window=window) for window in _EDGES} | {
     "window over a long prefix": Case(batch_of(_TALL), prefix=300, window=130),
     "window that begins in the padding": Case(batch_of(_TALL, _TALL), window=50, pad=(10, 25)),
@@ -65,7 +66,11 @@ SCORES = {
     "sinks, prefix wholly padded": Case(batch_of(_TREE), pad=(40,), sinks=True),
     "sinks and softcap": Case(batch_of(_TREE), sinks=True, softcap=2.0, scale=1.0),
 }
-LAYOUTS = {layout: Case(_TWO, layout=layout, pad=(3, 0), group=3) for layout in ("length before heads", "a slice")}
+_DEPTHS = (tuple(trees.depths(_TREE)), tuple(range(33)))
+LAYOUTS = {
+    layout: Case(_TWO, layout=layout, pad=(3, 0), group=3, sinks=True, window=30, depth=_DEPTHS)
+    for layout in ("length before heads", "a slice")
+}
 EVERYTHING = {
     "all at once": Case(
         batch_of(trees.tall(65), trees.bushy(65)),

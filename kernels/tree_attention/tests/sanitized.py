@@ -13,6 +13,7 @@ _NAMES = (
     "head dim 80",
     "65 nodes",
     "nothing to spare",
+    "one node, nothing to spare",
     "prefix of 65",
     "rows padded differently",
     "window that begins in the padding",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from compile_only import A100, H100, Chip, Usage, compiling_for
+from compile_only import A100, B200, H100, RTX_4090, RTX_5090, Chip, Usage, compiling_for
 from subject import module
 
 pytest.importorskip("triton")
@@ -70,6 +70,9 @@ _SHAPES = [
     Layer(128, _BF16, on, *shape) for on, shape in product((False, True), ((1, 60), (8, 60), (7, 33), (4, 1), (4, 6)))
 ]
 _REST = [case for case in product((A100, H100), [*_HALVES, *_FULL, *_SHAPES]) if case not in _SOME]
+_REST += product(
+    (RTX_4090, RTX_5090, B200), [Layer(128, _BF16, False), Layer(256, _BF16, True), Layer(128, _FP32, True)]
+)
 
 
 def _named(cases: list[tuple[Chip, Layer]]) -> dict[str, Any]:

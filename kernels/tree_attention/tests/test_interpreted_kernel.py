@@ -49,7 +49,9 @@ PADDING = {
     "rows padded differently": replace(_PAIR, pad=(30, 4), kv_heads=2),
     "padding and prefix length on the device": replace(_PAIR, pad=(0, 29), prefix_on_device=True),
 }
-WINDOWS = {f"window of {window}": replace(_SMALL, window=window) for window in (1, 3, 29, 30, 31, 36, 10_000)} | {
+WINDOWS = {
+    f"window of {window}": replace(_SMALL, window=window) for window in (1, 3, 29, 30, 31, 36, 10_000, 2**40)
+} | {
     "window within a long prefix": replace(_SMALL, prefix=110, window=40),
     "window and padding": replace(_PAIR, window=25, pad=(2, 20)),
     "window of one, prefix wholly padded": replace(_SMALL, window=1, pad=(30,)),
@@ -66,7 +68,11 @@ SCORES = {
     "sinks without a prefix": replace(_SMALL, sinks=True, prefix=0),
     "sinks, prefix wholly padded": replace(_SMALL, sinks=True, pad=(30,)),
 }
-LAYOUTS = {layout: replace(_PAIR, layout=layout, kv_heads=2, group=3) for layout in ("length before heads", "a slice")}
+_DEPTHS = (tuple(trees.depths(_TREE)), tuple(range(11)))
+LAYOUTS = {
+    layout: replace(_PAIR, layout=layout, kv_heads=2, group=3, pad=(2, 9), sinks=True, window=20, depth=_DEPTHS)
+    for layout in ("length before heads", "a slice")
+}
 EVERYTHING = Case(
     batch_of(trees.tall(33), trees.bushy(33)),
     prefix=60,
