@@ -135,3 +135,11 @@ def test_kernel_on_the_reference_s_grid(case: Case) -> None:
 def test_both_kernels_run(interpreted_launches: list[str]) -> None:
     _SMALL.inputs().run(tree_attention)
     assert len(set(interpreted_launches)) == 2
+
+
+def test_a_nan_that_is_seen_is_not_hidden() -> None:
+    inputs = _SMALL.inputs()
+    inputs.q[:, :, 3] = torch.nan
+    out = inputs.run(tree_attention)
+    assert out[:, 3].isnan().all()
+    assert not out[:, [node for node in range(11) if node != 3]].isnan().any()

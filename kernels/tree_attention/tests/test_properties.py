@@ -161,6 +161,15 @@ def test_a_row_that_sees_nothing_is_zero() -> None:
     torch.testing.assert_close(out[:, others].double(), inputs.expected[:, others], **_close(torch.float32))
 
 
+def test_a_nan_that_is_seen_is_not_hidden() -> None:
+    """A model that has gone wrong must not look as if it had not: zeros are for nodes that see nothing."""
+    inputs = Case(batch_of(trees.star(5)), prefix=20, dim=16).inputs()
+    inputs.q[:, :, 3] = torch.nan
+    out = inputs.run(tree_attention)
+    assert out[:, 3].isnan().all()
+    assert not out[:, [0, 1, 2, 4]].isnan().any()
+
+
 def test_the_oracle_knows_plain_attention() -> None:
     """The oracle itself, where torch can say the same: one tree as a dense mask."""
     inputs = Case(batch_of(trees.bushy(33)), spare=0).inputs()
