@@ -81,8 +81,12 @@ _BAD = {
     "sinks of key heads": _given(sinks=torch.zeros(2)),
     "sinks of rank 2": _given(sinks=torch.zeros(1, 4)),
     "k on another device": _changed("k", lambda k: k.to("meta")),
+    "v on another device": _changed("v", lambda v: v.to("meta")),
     "words on another device": _changed("ancestors", lambda words: words.to("meta")),
     "padding on another device": _given(pad=torch.zeros(2, dtype=torch.int64, device="meta")),
+    "depths on another device": _given(depth=torch.zeros(2, 33, dtype=torch.int64, device="meta")),
+    "prefix length on another device": _given(prefix_len=torch.zeros(1, dtype=torch.int64, device="meta")),
+    "sinks on another device": _given(sinks=torch.zeros(4, device="meta")),
 }
 
 

@@ -54,6 +54,7 @@ WINDOWS = {
 } | {
     "window within a long prefix": replace(_SMALL, prefix=110, window=40),
     "window and padding": replace(_PAIR, window=25, pad=(2, 20)),
+    "window shorter than two trees are deep": replace(_PAIR, window=4),
     "window of one, prefix wholly padded": replace(_SMALL, window=1, pad=(30,)),
     "window, depths unlike the ancestors": replace(
         _SMALL, window=6, depth=(tuple(2 * depth for depth in trees.depths(_TREE)),)
@@ -70,7 +71,7 @@ SCORES = {
 }
 _DEPTHS = (tuple(trees.depths(_TREE)), tuple(range(11)))
 LAYOUTS = {
-    layout: replace(_PAIR, layout=layout, kv_heads=2, group=3, pad=(2, 9), sinks=True, window=20, depth=_DEPTHS)
+    layout: replace(_PAIR, layout=layout, kv_heads=2, group=3, pad=(2, 28), sinks=True, window=7, depth=_DEPTHS)
     for layout in ("length before heads", "a slice")
 }
 EVERYTHING = Case(
