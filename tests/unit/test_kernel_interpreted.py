@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux only")
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = ROOT / "kernels" / "tree_attention" / "tests"
 

@@ -6,6 +6,7 @@ take (`-rP` shows it).
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+
+if sys.platform != "linux":
+    pytest.skip("Triton is for Linux only", allow_module_level=True)
+
 from compile_only import A100, B200, H100, RTX_4090, RTX_5090, Chip, Usage, compiling_for
 from subject import module
 
-pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 kernel = module("kernel")
 

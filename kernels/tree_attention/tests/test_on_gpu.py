@@ -164,12 +164,13 @@ def test_compute_sanitizer_finds_nothing(tool: str) -> None:
 
 
 def _dense(inputs: Inputs, dtype: torch.dtype) -> torch.Tensor:
-    """torch's attention with a dense mask, computed in `dtype`; `[batch, nodes, heads, value dim]`."""
+    """torch's attention with a dense mask, computed in `dtype`, as transformers calls it: keys and values repeated for
+    their groups, for with `enable_gqa` torch computes half precision in float32. `[batch, nodes, heads, dim]`."""
     case = inputs.case
     live = slice(0, case.prefix + case.nodes)
     k, v = (cache[:, :, live].nan_to_num().to(dtype) for cache in (inputs.k, inputs.v))
-    mask = _mask(inputs)[:, None]
-    out = scaled_dot_product_attention(inputs.q.to(dtype), k, v, attn_mask=mask, enable_gqa=True)
+    k, v = (cache.repeat_interleave(case.group, dim=1) for cache in (k, v))
+    out = scaled_dot_product_attention(inputs.q.to(dtype), k, v, attn_mask=_mask(inputs)[:, None])
     return out.transpose(1, 2)
 
 
