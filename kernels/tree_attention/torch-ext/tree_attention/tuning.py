@@ -1,0 +1,156 @@
+"""Which tiles, and into how many pieces the prefix is split: a small table, and a file that may overrule it.
+
+Nothing is tried out at run time: the first call of a shape costs one compilation and no search. Starting points are
+from ahead-of-time compilation (registers, shared memory, no spills), not from timings.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TUNING_FILE = "TREE_ATTENTION_TUNING"  # environment: a JSON file written by the benchmark's `tune`
+MAX_SPLITS = 64
+ROOMY = ("sm_90", "sm_100", "sm_103")  # with 227 KiB of shared memory; the others' entries fit into 99
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """
+    Args:
+        rows: query rows (nodes times query heads of a group) of one program, a power of two of at least 16.
+        keys: keys of one step.
+        warps, stages: of Triton's launch.
+    """
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Args:
+        prefix, tree: tiles of the two kernels. The tree's keys come in words of 32, so `tree.keys` is 32.
+        splits: pieces of the prefix, each a program of its own.
+    """
+
+    prefix: Tiles
+    tree: Tiles
+    splits: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the table holds for one kind of input.
+
+    Args:
+        prefix, tree: as in [`Plan`].
+        waves: programs wanted, as a multiple of the device's multiprocessors.
+        least_keys: keys that a piece has at least; below that its partial result costs more than it saves.
+    """
+
+    prefix: Tiles
+    tree: Tiles
+    waves: float = 1.5
+    least_keys: int = 256
+
+
+# By bytes of an element and by the head's width in registers, widest last; `sm_80` also stands for what is not named.
+# 166 registers and two programs to a multiprocessor at 64 x 64 on Hopper; Ampere has less shared memory, so fewer keys.
+TABLE: dict[str, dict[tuple[int, int], Choice]] = {
+    "sm_90": {
+        (2, 64): Choice(Tiles(64, 64, 4, 3), Tiles(16, 32, 4, 2)),
+        (2, 128): Choice(Tiles(64, 64, 4, 2), Tiles(16, 32, 4, 2)),
+        (2, 256): Choice(Tiles(64, 64, 8, 2), Tiles(16, 32, 4, 1)),
+        (4, 64): Choice(Tiles(32, 32, 4, 2), Tiles(16, 32, 4, 1)),
+        (4, 128): Choice(Tiles(32, 32, 4, 2), Tiles(16, 32, 4, 1)),
+        (4, 256): Choice(Tiles(16, 32, 4, 1), Tiles(16, 32, 4, 1)),
+    },
+    "sm_80": {
+        (2, 64): Choice(Tiles(64, 64, 4, 3), Tiles(16, 32, 4, 2)),
+        (2, 128): Choice(Tiles(64, 32, 4, 3), Tiles(16, 32, 4, 2)),
+        (2, 256): Choice(Tiles(64, 32, 8, 2), Tiles(16, 32, 4, 1)),
+        (4, 64): Choice(Tiles(32, 32, 4, 2), Tiles(16, 32, 4, 1)),
+        (4, 128): Choice(Tiles(32, 32, 4, 2), Tiles(16, 32, 4, 1)),
+        (4, 256): Choice(Tiles(16, 32, 4, 1), Tiles(16, 32, 4, 1)),
+    },
+}
+
+
+def plan(arch: str, processors: int, itemsize: int, width: int, rows: int, heads: int, keys: int) -> Plan:
+    """Tiles and splits for one call; nothing here reads a device.
+
+    Args:
+        arch: `"sm_90"` and the like.
+        processors: multiprocessors of the device.
+        itemsize: bytes of an element.
+        width: the wider of the heads of keys and values, rounded up to a power of two.
+        rows: query rows that share keys: nodes times group.
+        heads: kv heads times batch.
+        keys: prefix keys that may be seen, at most.
+    """
+    choice = choice_for(arch, itemsize, width)
+    prefix, tree = (_no_taller_than(rows, tiles) for tiles in (choice.prefix, choice.tree))
+    programs = -(-rows // prefix.rows) * heads
+    wanted = _power_of_two_above(-(-int(choice.waves * processors) // programs))
+    allowed = max(keys // choice.least_keys, 1)
+    splits = min(wanted, 1 << (allowed.bit_length() - 1), MAX_SPLITS)
+    return Plan(prefix, tree, splits)
+
+
+def choice_for(arch: str, itemsize: int, width: int) -> Choice:
+    """The entry of the user's file if it has one, else of the table."""
+    width = max(64, width)
+    for table in (_tuned(os.environ.get(TUNING_FILE)), TABLE):
+        found = table.get(arch, {}).get((itemsize, width))
+        if found is not None:
+            return found
+    return TABLE["sm_90" if arch in ROOMY else "sm_80"][(itemsize, width)]
+
+
+def _no_taller_than(rows: int, tiles: Tiles) -> Tiles:
+    """A few nodes need no tall tile; a product of matrices needs 16 rows."""
+    tall = min(tiles.rows, max(16, _power_of_two_above(rows)))
+    return Tiles(tall, tiles.keys, tiles.warps, tiles.stages)
+
+
+def _power_of_two_above(number: int) -> int:
+    return 1 << max(number - 1, 0).bit_length()
+
+
+@functools.cache
+def device_of(index: int) -> tuple[str, int]:
+    """Architecture and multiprocessors of a CUDA device."""
+    properties = torch.cuda.get_device_properties(index)
+    return f"sm_{properties.major}{properties.minor}", properties.multi_processor_count
+
+
+@functools.cache
+def _tuned(path: str | None) -> dict[str, dict[tuple[int, int], Choice]]:
+    """The table of a file: a list of entries under each architecture, each with `itemsize`, `width`, `prefix`, `tree`,
+    and `waves` and `least_keys` if they are others."""
+    if path is None:
+        return {}
+    try:
+        archs = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {arch: dict(_entry(fields) for fields in entries) for arch, entries in archs.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{TUNING_FILE} names {path}, which is no tuning file ({type(error).__name__}: {error}); write one by the "
+            "benchmark's `tune`, or unset it."
+        ) from error
+
+
+def _entry(fields: dict[str, Any]) -> tuple[tuple[int, int], Choice]:
+    tiles = {name: Tiles(**fields[name]) for name in ("prefix", "tree")}
+    more = {name: fields[name] for name in ("waves", "least_keys") if name in fields}
+    return (fields["itemsize"], fields["width"]), Choice(**tiles, **more)
