@@ -1,7 +1,7 @@
 """The kernel's benchmark.
 
-    python kernels/tree_attention/benchmarks/run.py measure --quick --json results.json
-    python kernels/tree_attention/benchmarks/run.py --help
+python kernels/tree_attention/benchmarks/run.py measure --quick --json results.json
+python kernels/tree_attention/benchmarks/run.py --help
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Names the case in a record."""
-        return f"{self.shape.name}/batch {self.batch}/{self.nodes} nodes/{self.context} keys/{self.dtype}"
+        """Names the case in a record: shape, context / nodes, batch, dtype."""
+        return f"{self.shape.name} {self.context}/{self.nodes} x{self.batch} {self.dtype}"
 
     @property
     def keys(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,12 +68,18 @@ class Tried:
         return "unavailable" if self.error is None else "wrong"
 
 
-def measure(case: Case, hardware: Device, device: torch.device, protocol: Protocol, ways: Sequence[Any] = WAYS) -> dict[str, Any]:
+def measure(
+    case: Case,
+    hardware: Device,
+    device: torch.device,
+    protocol: Protocol,
+    ways: Sequence[Callable[[], Way]] | None = None,
+) -> dict[str, Any]:
     """The record of a case; see the README for its fields."""
     inputs = make_inputs(case, device, copies_of(case, device))
     tried = {}
-    for make in ways:
-        way: Way = make()
+    for make in ways or WAYS:
+        way = make()
         own = inputs.one_node() if way.name == ONE_NODE else inputs
         tried[way.name] = try_way(way, own, protocol)
     running = {name: result.stopwatch for name, result in tried.items() if result.stopwatch is not None}
@@ -103,13 +110,22 @@ def try_way(way: Way, inputs: Inputs, protocol: Protocol) -> Tried:
             result.notes[label] = f"not tried: {protocol.patience:g} s were over"
             continue
         try:
-            candidate = build()
-            error = _error(candidate, inputs) if way.exact else None
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("always")  # sdpa tells in warnings why no backend will do
+                candidate = build()
+                candidate.call(0)
+                error = _error(candidate, inputs) if way.exact else None
         except Exception as refusal:  # a baseline refuses as it likes; the record says how
-            result.notes[label] = first_line(refusal)
+            result.notes[label] = " / ".join([first_line(refusal), *_reasons(heard)])
             continue
         _consider(result, label, candidate, error, inputs, protocol)
     return result
+
+
+def _reasons(heard: Sequence[warnings.WarningMessage]) -> list[str]:
+    """What was warned of, each line once, without torch's own places in its sources."""
+    lines = [str(warning.message).strip().splitlines()[0].split(" (Triggered")[0] for warning in heard]
+    return [line for line in dict.fromkeys(lines) if line and not line.endswith("kernel not used because:")][:4]
 
 
 def _consider(

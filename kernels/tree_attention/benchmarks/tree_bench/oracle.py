@@ -6,9 +6,9 @@ import torch
 
 from .inputs import Inputs
 
-# Root mean square of the difference over that of the truth. Rounding the weights to the dtype and summing in float32
-# stays well under these; a mask that is wrong anywhere in the tree lands above 0.1.
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
+# For the worst node. transformers' eager attention, which rounds the scores themselves, comes to a half of these, all
+# else to a tenth; one key too many or too few in the tree makes 0.1 and more.
+TOLERANCE = {torch.bfloat16: 4e-2, torch.float16: 8e-3, torch.float32: 1e-4}
 
 
 def attend(inputs: Inputs, cache: int) -> torch.Tensor:
@@ -27,8 +27,12 @@ def attend(inputs: Inputs, cache: int) -> torch.Tensor:
 
 
 def relative_error(output: torch.Tensor, truth: torch.Tensor) -> float:
-    """Root mean square of the difference over that of the truth; infinite if anything in `output` is not finite."""
+    """The norm of the difference over that of the truth, of the worst node; infinite if anything is not finite.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
     if output.shape != truth.shape:
         raise ValueError(f"An output of shape {tuple(output.shape)} came where {tuple(truth.shape)} is needed.")
-    error = float((output.double() - truth).norm() / truth.norm())
-    return error if error == error else float("inf")
+    of_nodes = (output.double() - truth).norm(dim=(2, 3)) / truth.norm(dim=(2, 3))
+    return float(of_nodes.nan_to_num(nan=torch.inf).max())

@@ -85,9 +85,7 @@ def kernel_candidate(inputs: Inputs) -> Candidate:
 
     def call(number: int) -> torch.Tensor:
         keys, values = inputs.caches[number]
-        return leaf.tree_attention(
-            inputs.q, keys, values, words, prefix_len=inputs.prefix_len, window=inputs.window
-        )
+        return leaf.tree_attention(inputs.q, keys, values, words, prefix_len=inputs.prefix_len, window=inputs.window)
 
     return Candidate(call, lambda: leaf.pack_ancestors(inputs.parents))
 
