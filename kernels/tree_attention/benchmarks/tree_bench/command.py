@@ -15,6 +15,7 @@ from .cases import Case
 from .floors import device_of
 from .measurement import WAYS, Protocol, measure
 from .record import Record
+from .ways import KERNEL
 
 BY_NAME = {make().name: make for make in WAYS}
 _DRY = Protocol(rounds=3, patience=120.0, lap_seconds=1e-4)
@@ -45,26 +46,32 @@ def run_measure(given: argparse.Namespace) -> int:
     print(
         f"{hardware.name}: {hardware.bandwidth / 1e9:.0f} GB/s, {hardware.peak / 1e12:.2f} TFLOP/s ({hardware.source})"
     )
+    ways = given.ways or list(BY_NAME)
     for case in wanted:
-        if case.key in kept.cases:
+        if set(ways) <= set(kept.cases.get(case.key, {}).get("ways", ())):
             print(f"{case.key}: there already", flush=True)
             continue
         print(case.key, flush=True)
         before = machine.clocks(device)
-        with torch.inference_mode():
-            result = measure(case, hardware, device, _protocol(given), given.ways and [BY_NAME[n] for n in given.ways])
+        try:
+            with torch.inference_mode():
+                result = measure(case, hardware, device, _protocol(given), [BY_NAME[name] for name in ways])
+        except torch.OutOfMemoryError:
+            print(f"{case.key}: more memory is needed than the device has left", file=sys.stderr)
+            continue
         kept.add(case.key, result | {"hardware": vars(hardware), "clocks": [before, machine.clocks(device)]})
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return _finish(kept, [case.key for case in wanted], given.dry_run)
+    return _finish(kept, wanted, given.dry_run)
 
 
-def _finish(kept: Record, keys: Sequence[str], dry_run: bool) -> int:
-    """Shows the record; whether everything ran right, and no bar that was measured is missed."""
+def _finish(kept: Record, wanted: Sequence[Case], dry_run: bool) -> int:
+    """Shows the record; 0 if the kernel was right in all that was wanted, and no bar that was measured is missed."""
     reached = bars(kept.cases)
     tables.show(kept.content, [] if dry_run else reached)
-    wrong = [key for key in keys if kept.cases[key]["ways"]["kernel"]["status"] != "timed"]
-    return int(bool(wrong) or (not dry_run and any(bar.verdict == "MISSED" for bar in reached)))
+    ways = [kept.cases.get(case.key, {}).get("ways", {}) for case in wanted]
+    right = all(of_case.get(KERNEL, {}).get("status") == "timed" for of_case in ways)
+    return int(not right or (not dry_run and any(bar.verdict == "MISSED" for bar in reached)))
 
 
 def chosen_cases(given: argparse.Namespace) -> list[Case]:
@@ -114,7 +121,13 @@ def run_figure(given: argparse.Namespace) -> int:
 def run_tune(given: argparse.Namespace) -> int:
     from .tune import tune
 
-    return tune(given)
+    device = torch.device("cpu" if given.dry_run else given.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("No CUDA device is there to tune for; give --dry-run to go through it all on the CPU.")
+    for dtype in given.dtypes:
+        for dim in given.dims:
+            tune(given.out, device, dim, dtype, given.seconds)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ tile, or the other kernel are ways around; which of them works differs between v
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _ATTEMPTS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("BLOCK_M 64", _MASK_BLOCK, {"BLOCK_M": 64}),
     ("the kernel of long queries", _MASK_BLOCK, {"FORCE_USE_FLEX_ATTENTION": True}),
 )
+_compile = partial(torch.compile, dynamic=False)
 
 
 def flex_way() -> Way:
@@ -37,8 +39,8 @@ def flex_way() -> Way:
 
 def _build(inputs: Inputs, rows: int, options: dict[str, Any]) -> Candidate:
     torch._dynamo.config.recompile_limit = 1024  # every case has shapes of its own
-    compiled: Any = torch.compile(flex_attention, dynamic=False)
-    make_mask: Any = torch.compile(create_block_mask, dynamic=False) if inputs.q.is_cuda else create_block_mask
+    compiled: Any = _compile(flex_attention)
+    make_mask: Any = _compile(create_block_mask) if inputs.q.is_cuda else create_block_mask
     look = _look_up(inputs)
 
     def prepare() -> BlockMask:
@@ -60,7 +62,7 @@ def _build(inputs: Inputs, rows: int, options: dict[str, Any]) -> Candidate:
 def _look_up(inputs: Inputs) -> Callable[..., torch.Tensor]:
     """A mask function: the prefix by comparing, the tree by looking at its ancestors, the window by position."""
     prefix_len, window = inputs.prefix_len, inputs.window
-    batch, nodes, _ = inputs.visible.shape
+    nodes = inputs.nodes
     ancestors = _ancestors(inputs)
     depths = ancestors.sum(-1) - 1
 

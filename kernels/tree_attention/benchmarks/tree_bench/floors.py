@@ -29,6 +29,7 @@ class Device:
 # Makers' figures, dense, half precision with float32 accumulation. The first name found in the device's own counts.
 _DATA_SHEETS = (
     ("B200", 8.0e12, 2250e12),
+    ("GH200", 4.0e12, 989e12),
     ("H200", 4.8e12, 989e12),
     ("H100 NVL", 3.9e12, 835e12),
     ("H100 PCIe", 2.0e12, 756e12),
@@ -37,6 +38,7 @@ _DATA_SHEETS = (
     ("A100 80GB PCIe", 1.935e12, 312e12),
     ("A100", 1.555e12, 312e12),
     ("L40S", 864e9, 362e12),
+    ("L40", 864e9, 181e12),
     ("L4", 300e9, 121e12),
     ("A10G", 600e9, 70e12),
     ("RTX 4090", 1008e9, 165e12),
@@ -72,7 +74,7 @@ def floor_of(case: Case, device: Device) -> Floor:
 
 
 def device_of(device: torch.device) -> Device:
-    """From the makers' figures, else measured: a copy and a square product tell what the device reaches in practice."""
+    """From the makers' figures, else measured: a copy and a square product tell what the device really reaches."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     for part, bandwidth, peak in _DATA_SHEETS:
         if part in name:

@@ -17,7 +17,7 @@ from .flex import flex_way
 from .floors import Device, floor_of
 from .inputs import Inputs, make_inputs
 from .ratios import ratios_of
-from .stopwatch import Stopwatch, first_line, race
+from .stopwatch import Stopwatch, first_line, microseconds, race
 from .ways import (
     ONE_NODE,
     Candidate,
@@ -75,7 +75,12 @@ def measure(
     protocol: Protocol,
     ways: Sequence[Callable[[], Way]] | None = None,
 ) -> dict[str, Any]:
-    """The record of a case; see the README for its fields."""
+    """The record of a case.
+
+    Args:
+        hardware: what the floor is computed from.
+        ways: which to try; all of WAYS if none are given.
+    """
     inputs = make_inputs(case, device, copies_of(case, device))
     tried = {}
     for make in ways or WAYS:
@@ -163,6 +168,5 @@ def _row(result: Tried, times: dict[str, Any], device: torch.device) -> dict[str
     row |= {clock: kept.record() for clock, kept in times.items()}
     if result.stopwatch.graph_refused is not None:
         row["graph_refused"] = result.stopwatch.graph_refused
-    prepare = result.candidate.prepare
-    row["prepare_us"] = Stopwatch(lambda _: prepare(), 1, device, lap_seconds=0.0)._per_call(lambda: prepare(), 3)
+    row["prepare_us"] = microseconds(result.candidate.prepare, 3, device)
     return row

@@ -43,9 +43,7 @@ class Record:
         differing = [name for name in sorted({*there, *machine}) if there.get(name) != machine.get(name)]
         if differing:
             told = "; ".join(f"{name} {there.get(name)!r}, now {machine.get(name)!r}" for name in differing)
-            raise ValueError(
-                f"{self.path} holds figures that do not belong together with these ({told}); name another."
-            )
+            raise ValueError(f"{self.path} holds figures that do not belong beside these ({told}); name another.")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -86,21 +86,24 @@ class Stopwatch:
         return max(1, min(200, round(seconds / max(once, 1e-7))))
 
     def _per_call(self, tour: Callable[[], None], tours: int) -> float:
-        if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize(self.device)
-            start.record()
-            for _ in range(tours):
-                tour()
-            end.record()
-            end.synchronize()
-            seconds = start.elapsed_time(end) / 1e3
-        else:
-            began = time.perf_counter()
-            for _ in range(tours):
-                tour()
-            seconds = time.perf_counter() - began
-        return seconds * 1e6 / (tours * self.copies)
+        return microseconds(tour, tours, self.device) / self.copies
+
+
+def microseconds(work: Callable[[], Any], times: int, device: torch.device) -> float:
+    """What one of `times` runs of `work` takes, launches and all."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(times):
+            work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3 / times
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - began) * 1e6 / times
 
 
 def race(stopwatches: Mapping[str, Stopwatch], rounds: int) -> dict[str, dict[str, Times]]:

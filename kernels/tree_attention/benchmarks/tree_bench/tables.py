@@ -10,14 +10,15 @@ from .ratios import BASELINES, CLOCKS, median
 from .ways import KERNEL
 
 _SHORT = dict(zip(BASELINES, ("sdpa", "best sdpa", "eager", "Flex"), strict=True))
+_WIDTH = 110  # of the table; a narrower terminal wraps whole lines
 HEADINGS = (
     "case", "clock", "us", "spread", "of\nfloor", "over one\nnode", "over no\nmask",
     *(f"x {_SHORT[name]}" for name in BASELINES),
 )  # fmt: skip
 CAPTION = (
     "case: shape, keys / nodes, batch, dtype. graph: a CUDA graph's replay; launch: as a program calls it. us: the "
-    "kernel's, median of the rounds. of floor: least possible time over it. x: how many times as long a baseline takes. "
-    "-: not timed."
+    "kernel's, median of the rounds. of floor: least possible time over it. x: how many times as long a baseline "
+    "takes. -: not timed."
 )
 
 
@@ -69,6 +70,7 @@ def show(record: Mapping[str, Any], bars: Sequence[Bar]) -> None:
     from rich.table import Table
 
     console = Console()
+    console.width = max(console.width, _WIDTH)
     console.print(heading(record["machine"]), markup=False)
     table = Table(caption=CAPTION, box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(HEADINGS):
