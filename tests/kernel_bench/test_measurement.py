@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from tree_bench import flex, oracle
-from tree_bench.cases import LLAMA, SHAPES, Case, cross, sheet
+from tree_bench.cases import DTYPES, LLAMA, SHAPES, Case, cross, sheet
 from tree_bench.floors import Device
 from tree_bench.inputs import Inputs, grow_tree, make_inputs, see
 from tree_bench.measurement import Protocol, measure, try_way
@@ -75,17 +75,25 @@ def test_every_way_is_right_and_timed(case: Case) -> None:
     for name, row in result["ways"].items():
         assert len(row["launch"]["rounds_us"]) == BRIEF.rounds
         assert row["graph_refused"]
-        assert (
-            name == NO_MASK
-            or row["error"] <= oracle.TOLERANCE[torch.float32 if case.dtype == "fp32" else torch.bfloat16]
-        )
+        assert name == NO_MASK or row["error"] <= oracle.TOLERANCE[DTYPES[case.dtype]]
     assert set(result["ratios"]) == {"launch"}
     assert result["ratios"]["launch"]["speedup"][FLEX] is None
     assert result["ratios"]["launch"]["speedup"][SDPA] > 0
     assert all(result["ratios"]["launch"][name] > 0 for name in ("floor_fraction", "verify_overhead", "tree_tax"))
 
 
-def test_flex_attention_runs_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
+def test_flex_attention_sees_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "_compile", lambda function: function)
+    tried = try_way(flex.flex_way(), make_inputs(case, CPU, 2), BRIEF)
+    assert tried.status == "timed", tried.notes
+    assert len(tried.notes) == 5
+    assert all(note.endswith(" us") for note in tried.notes.values())
+
+
+@pytest.mark.slow
+def test_flex_attention_compiled_runs_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "_ATTEMPTS", flex._ATTEMPTS[:1])
     tried = try_way(flex.flex_way(), make_inputs(CASES[0], CPU, 2), BRIEF)
     assert tried.status in ("timed", "unavailable")
