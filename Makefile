@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "no virtual environment could be made: install your system's python3-venv package"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,train,eval]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,train,eval,triton]'
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
 	@touch $@
 
