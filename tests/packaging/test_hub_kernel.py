@@ -99,7 +99,7 @@ def test_sources_are_as_a_hub_kernel_must_be(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_operators_are_registered_under_the_builds_own_name(path: Path) -> None:
-    """kernel-builder refuses a decorator of torch.library whose name is not made by `add_op_namespace_prefix`, there."""
+    """kernel-builder refuses a decorator of torch.library whose argument is no call of `add_op_namespace_prefix`."""
     named = {"custom_op", "triton_op", "register_kernel", "register_fake", "register_vmap", "register_torch_dispatch"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         for decorator in getattr(node, "decorator_list", []):
