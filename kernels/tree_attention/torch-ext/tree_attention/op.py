@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from .ancestors import BITS, words_for
+from .ancestors import words_for
 from .reference import tree_attention_reference
 
 try:  # a build for the Hub has a namespace of its own, so that several versions live in one process
@@ -40,14 +40,14 @@ def tree_attention(
     """Attention of a tree's nodes to a prefix, which all of them see, and to their ancestors.
 
     Keys `0 .. prefix_len - 1` are the prefix, the next `nodes` are the tree's; what a cache holds behind them is not
-    read. Runs as two Triton kernels on CUDA, in plain torch on the CPU (or through Triton's interpreter, if the process
-    was started with `TRITON_INTERPRET=1`). No value of a tensor is read by the host. For inference: no gradients.
+    read. Runs as two Triton kernels on CUDA, where the host reads no value of a tensor; in plain torch on the CPU, or
+    through Triton's interpreter if the process was started with `TRITON_INTERPRET=1`. For inference: no gradients.
 
     Args:
         q: `[batch, heads, nodes, dim]`, float32, float16 or bfloat16. Any strides, here and below, but the last
             dimension is contiguous.
-        k: `[batch, kv_heads, length, dim]` of the same dtype; `heads` is a multiple of `kv_heads`, `length` is at least
-            `prefix_len + nodes`.
+        k: `[batch, kv_heads, length, dim]` of the same dtype; `heads` is a multiple of `kv_heads`, and `length` at
+            least `prefix_len + nodes`.
         v: `[batch, kv_heads, length, value_dim]` of the same dtype. Both widths are at most 256.
         ancestors: int32 `[batch, nodes, ceil(nodes / 32)]`, as from [`pack_ancestors`].
         prefix_len: positions before the tree; as an integer tensor of one element on the device, its value may change
@@ -158,8 +158,8 @@ def _check_states(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     batch, heads, nodes, dim = q.shape
     if nodes < 1 or k.shape[:3] != v.shape[:3] or k.shape[0] != batch or k.shape[-1] != dim:
         raise ValueError(
-            f"q [batch, heads, nodes, dim], k [batch, kv_heads, length, dim] and v [batch, kv_heads, length, value_dim] "
-            f"must agree, with a node at least, but {given}."
+            "q [batch, heads, nodes, dim], k [batch, kv_heads, length, dim] and v [batch, kv_heads, length, "
+            f"value_dim] must agree, with a node at least, but {given}."
         )
     if k.shape[1] < 1 or heads % k.shape[1]:
         raise ValueError(f"Query heads must be a multiple of the {k.shape[1]} kv heads, but {given}.")
@@ -196,6 +196,3 @@ def _check_numbers(window: int | None, softcap: float | None) -> None:
 
 def _told(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
-
-
-__all__ = ["BITS", "tree_attention"]
