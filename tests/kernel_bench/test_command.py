@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -156,13 +157,13 @@ def test_the_tuned_table_is_one_that_the_kernel_reads(tmp_path: Path, monkeypatc
     path, tuning = tmp_path / "tuning.json", submodule("tuning")
     for dim in ("64", "128"):
         assert main(["tune", "--dry-run", "--out", str(path), "--dims", dim, "--dtypes", "fp32"]) == 0
-    assert tuning.TUNING_FILE not in __import__("os").environ
+    assert tuning.TUNING_FILE not in os.environ
     table = json.loads(path.read_text(encoding="utf-8"))
     assert sorted((entry["itemsize"], entry["width"]) for entry in table["cpu"]) == [(4, 64), (4, 128)]
     monkeypatch.setenv(tuning.TUNING_FILE, str(path))
     for entry in table["cpu"]:
         choice = tuning.choice_for("cpu", entry["itemsize"], entry["width"])
-        assert (choice.prefix.rows, choice.waves) == (entry["prefix"]["rows"], entry["waves"])
+        assert (choice.prefix.rows, choice.resident) == (entry["prefix"]["rows"], entry["resident"])
 
 
 def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:

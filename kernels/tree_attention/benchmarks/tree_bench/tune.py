@@ -76,18 +76,18 @@ def tune(path: Path, device: torch.device, dim: int, dtype: str, seconds: float)
 def _steps(tuning: Any, dry: bool) -> dict[str, list[dict[str, Any]]]:
     """What is tried, in this order."""
     if dry:
-        return {"the prefix's tile": [{"prefix": tuning.Tiles(32, 32, 4, 2)}], "splits": [{"waves": 2.0}]}
+        return {"the prefix's tile": [{"prefix": tuning.Tiles(32, 32, 4, 2)}], "pieces": [{"resident": 2}]}
     prefix = [
-        tuning.Tiles(rows, keys, warps, stages)
+        {"prefix": tuning.Tiles(rows, keys, warps, stages), "resident": 8 // warps}
         for rows, keys, warps, stages in product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4))
         if not (rows == 128 and warps == 4)  # spills
     ]
-    tree = [tuning.Tiles(rows, 32, warps, stages) for rows, warps, stages in product((16, 32, 64), (2, 4, 8), (1, 2))]
-    splits = [{"waves": w, "least_keys": k} for w, k in product((1.0, 1.5, 2.0, 3.0, 4.0), (128, 256, 512, 1024))]
+    pieces = [{"resident": r, "least_keys": k} for r, k in product((1, 2, 3, 4), (128, 256, 512, 1024))]
+    tree = product((16, 32, 64), (16, 32), (2, 4, 8), (1, 2))
     return {
-        "the prefix's tile": [{"prefix": tiles} for tiles in prefix],
-        "splits": splits,
-        "the tree's tile": [{"tree": tiles} for tiles in tree],
+        "the prefix's tile": prefix,
+        "pieces": pieces,
+        "the tree's tile": [{"tree": tuning.Tiles(*sizes)} for sizes in tree],
     }
 
 
