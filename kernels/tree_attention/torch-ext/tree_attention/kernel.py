@@ -58,11 +58,16 @@ def _capped(scores, cap):
 # ---------------------------------------------------------------------- the two kernels
 
 
-@triton.jit(do_not_specialize=["prefix_len", "window", "nodes", "splits"])
+# What changes from step to step is compiled once, whatever it is divisible by.
+STRIDES_OF_TREES = ["stride_db", "stride_dn", "stride_ab", "stride_an", "stride_pad"]
+NUMBERS = ["prefix_len", "window", "nodes", "splits"]
+
+
+@triton.jit(do_not_specialize=[*STRIDES_OF_TREES, *NUMBERS])
 def prefix_kernel(
     q_ptr, k_ptr, v_ptr, depth_ptr, pad_ptr, prefix_ptr, part_ptr, lse_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
-    prefix_len, window, nodes, splits, qk_scale, cap,
+    stride_db, stride_dn, stride_pad, prefix_len, window, nodes, splits, qk_scale, cap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, PADDED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
@@ -79,11 +84,11 @@ def prefix_kernel(
     rows = tile * ROWS + tl.arange(0, ROWS)
     prefix = tl.load(prefix_ptr).to(tl.int32) if PREFIX_AT else prefix_len
 
-    low = tl.load(pad_ptr + row).to(tl.int32) if PADDED else 0
+    low = tl.load(pad_ptr + row * stride_pad).to(tl.int32) if PADDED else 0
     clear = low  # from here on every row sees every key
     if WINDOW:
         inside = rows < total
-        depths = tl.load(depth_ptr + row * nodes + rows // GROUP, mask=inside, other=0).to(tl.int32)
+        depths = tl.load(depth_ptr + row * stride_db + rows // GROUP * stride_dn, mask=inside, other=0).to(tl.int32)
         first_seen = prefix + depths - window + 1
         low = tl.maximum(low, prefix - window + 1)  # the root looks back furthest
         clear = tl.maximum(low, tl.max(first_seen, 0))
@@ -130,11 +135,11 @@ def prefix_kernel(
     tl.store(lse_ptr + at, lse, mask=rows < total)
 
 
-@triton.jit(do_not_specialize=["prefix_len", "window", "nodes", "splits", "words"])
+@triton.jit(do_not_specialize=[*STRIDES_OF_TREES, *NUMBERS])
 def tree_kernel(
     q_ptr, k_ptr, v_ptr, ancestors_ptr, depth_ptr, prefix_ptr, sinks_ptr, part_ptr, lse_ptr, out_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
-    prefix_len, window, nodes, splits, words, qk_scale, cap,
+    stride_db, stride_dn, stride_ab, stride_an, prefix_len, window, nodes, splits, qk_scale, cap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
@@ -156,7 +161,7 @@ def tree_kernel(
     k_ptr += row * stride_kb + head.to(tl.int64) * stride_kh + prefix * stride_kl
     v_ptr += row * stride_vb + head.to(tl.int64) * stride_vh + prefix * stride_vl
     if WINDOW:
-        own_depth = tl.load(depth_ptr + row * nodes + node, mask=inside, other=0).to(tl.int32)
+        own_depth = tl.load(depth_ptr + row * stride_db + node * stride_dn, mask=inside, other=0).to(tl.int32)
     acc = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
@@ -173,10 +178,10 @@ def tree_kernel(
         )
         if UPCAST:
             k, v = k.to(tl.float32), v.to(tl.float32)
-        word = tl.load(ancestors_ptr + (row * nodes + node) * words + first // 32, mask=inside, other=0)
+        word = tl.load(ancestors_ptr + row * stride_ab + node * stride_an + first // 32, mask=inside, other=0)
         seen = (((word[:, None] >> (keys % 32)[None, :]) & 1) != 0) & real[None, :]
         if WINDOW:
-            depths = tl.load(depth_ptr + row * nodes + keys, mask=real, other=0).to(tl.int32)
+            depths = tl.load(depth_ptr + row * stride_db + keys * stride_dn, mask=real, other=0).to(tl.int32)
             seen = seen & (depths[None, :] > own_depth[:, None] - window)
         scores = tl.dot(q, k, input_precision="ieee") * qk_scale
         if SOFTCAP:
@@ -247,7 +252,9 @@ def tree_attention_kernel(
         chosen = plan(arch, processors, q.element_size(), width_of_both, rows, batch * kv_heads, longest)
     if window is not None and depth is None:
         depth = unpack_ancestors(ancestors, nodes).sum(-1, dtype=torch.int32) - 1
-    depth, ancestors = (None if depth is None else depth.contiguous()), ancestors.contiguous()
+    if ancestors.stride(-1) != 1:
+        ancestors = ancestors.contiguous()
+    sinks = None if sinks is None else sinks.contiguous()
 
     places = batch * kv_heads
     parts = torch.empty(places, chosen.splits, rows, value_dim, dtype=torch.float32, device=q.device)
@@ -255,8 +262,9 @@ def tree_attention_kernel(
     out = torch.empty(batch, nodes, heads, value_dim, dtype=q.dtype, device=q.device)
     scale = dim**-0.5 if scale is None else scale
     at = prefix_len if isinstance(prefix_len, torch.Tensor) else None
-    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    numbers = (0 if at is not None else prefix_len, window or 0, nodes, chosen.splits)
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0) if depth is None else depth.stride()))
+    # No prefix is as long as 2**30, so no window need be, and sums of both stay within 32 bits.
+    numbers = (0 if at is not None else prefix_len, min(window or 0, 2**30), nodes, chosen.splits)
     scores = (scale * LOG2E, 0.0) if softcap is None else (scale / softcap, softcap * LOG2E)
     shape = {"KV_HEADS": kv_heads, "GROUP": group, "DIM": dim, "VALUE_DIM": value_dim}
     shape |= {"WIDTH": width, "VALUE_WIDTH": value_width}
@@ -266,14 +274,14 @@ def tree_attention_kernel(
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
         tiles = chosen.prefix
         prefix_kernel[(triton.cdiv(rows, tiles.rows), chosen.splits, places)](
-            q, k, v, depth, pad, at, parts, lse, *strides, *numbers, *scores,
+            q, k, v, depth, pad, at, parts, lse, *strides, 0 if pad is None else pad.stride(0), *numbers, *scores,
             **shape, **switches, PADDED=pad is not None, ROWS=tiles.rows, KEYS=tiles.keys,
             num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True,
         )  # fmt: skip
         tiles = chosen.tree
         tree_kernel[(triton.cdiv(rows, tiles.rows), places)](
-            q, k, v, ancestors, depth, at, sinks, parts, lse, out, *strides, *numbers, ancestors.shape[-1], *scores,
-            **shape, **switches, SINKS=sinks is not None, ROWS=tiles.rows, KEYS=tiles.keys,
+            q, k, v, ancestors, depth, at, sinks, parts, lse, out, *strides, *ancestors.stride()[:2], *numbers,
+            *scores, **shape, **switches, SINKS=sinks is not None, ROWS=tiles.rows, KEYS=tiles.keys,
             num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True,
         )  # fmt: skip
     return out

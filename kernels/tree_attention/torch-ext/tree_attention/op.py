@@ -150,21 +150,22 @@ torch.library.register_autograd(NAME, _no_backward)
 
 
 def _check_states(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    given = f"got q {_told(q)}, k {_told(k)}, v {_told(v)}"
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
-        raise ValueError(f"Tree attention takes [batch, heads, rows, dim] three times, but {given}.")
+        raise ValueError(f"Tree attention takes [batch, heads, rows, dim] three times, but {_told_all(q, k, v)}.")
     if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
-        raise TypeError(f"Tree attention takes float32, float16 or bfloat16, the same three times, but {given}.")
+        raise TypeError(
+            f"Tree attention takes float32, float16 or bfloat16, the same three times, but {_told_all(q, k, v)}."
+        )
     batch, heads, nodes, dim = q.shape
     if nodes < 1 or k.shape[:3] != v.shape[:3] or k.shape[0] != batch or k.shape[-1] != dim:
         raise ValueError(
             "q [batch, heads, nodes, dim], k [batch, kv_heads, length, dim] and v [batch, kv_heads, length, "
-            f"value_dim] must agree, with a node at least, but {given}."
+            f"value_dim] must agree, with a node at least, but {_told_all(q, k, v)}."
         )
     if k.shape[1] < 1 or heads % k.shape[1]:
-        raise ValueError(f"Query heads must be a multiple of the {k.shape[1]} kv heads, but {given}.")
+        raise ValueError(f"Query heads must be a multiple of the {k.shape[1]} kv heads, but {_told_all(q, k, v)}.")
     if not 1 <= min(dim, v.shape[-1]) <= max(dim, v.shape[-1]) <= WIDEST_HEAD:
-        raise ValueError(f"Heads may be up to {WIDEST_HEAD} wide, but {given}.")
+        raise ValueError(f"Heads may be up to {WIDEST_HEAD} wide, but {_told_all(q, k, v)}.")
     if k.device != q.device or v.device != q.device:
         raise ValueError(f"q, k and v must be on one device, but they are on {q.device}, {k.device} and {v.device}.")
     for name, states in (("q", q), ("k", k), ("v", v)):
@@ -192,6 +193,10 @@ def _check_numbers(window: int | None, softcap: float | None) -> None:
         raise ValueError(f"`window` is {window}, but a node sees itself at least, so 1 or more is needed (or None).")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"`softcap` is {softcap}, but a number above 0 is needed (or None for no cap).")
+
+
+def _told_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
+    return f"got q {_told(q)}, k {_told(k)}, v {_told(v)}"
 
 
 def _told(tensor: torch.Tensor) -> str:
