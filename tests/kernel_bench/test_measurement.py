@@ -15,6 +15,7 @@ from tree_bench.measurement import Protocol, measure, try_way
 from tree_bench.ratios import ratios_of
 from tree_bench.stopwatch import Stopwatch, race
 from tree_bench.ways import (
+    AS_MODELS_CALL,
     EAGER,
     FLEX,
     KERNEL,
@@ -24,6 +25,7 @@ from tree_bench.ways import (
     SDPA_BEST,
     Candidate,
     Way,
+    as_models_call_way,
     eager_way,
     kernel_way,
     no_mask_way,
@@ -67,10 +69,10 @@ def one_key_more(inputs: Inputs) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
 def test_every_way_is_right_and_timed(case: Case) -> None:
-    ways = [kernel_way, one_node_way, sdpa_way, sdpa_best_way, eager_way, no_mask_way]
+    ways = [kernel_way, as_models_call_way, one_node_way, sdpa_way, sdpa_best_way, eager_way, no_mask_way]
     result = measure(case, Device("", 1e9, 1e9, ""), CPU, BRIEF, ways)
     assert {name: row["status"] for name, row in result["ways"].items()} == dict.fromkeys(
-        (KERNEL, ONE_NODE, SDPA, SDPA_BEST, EAGER, NO_MASK), "timed"
+        (KERNEL, AS_MODELS_CALL, ONE_NODE, SDPA, SDPA_BEST, EAGER, NO_MASK), "timed"
     )
     for name, row in result["ways"].items():
         assert len(row["launch"]["rounds_us"]) == BRIEF.rounds
@@ -79,7 +81,9 @@ def test_every_way_is_right_and_timed(case: Case) -> None:
     assert set(result["ratios"]) == {"launch"}
     assert result["ratios"]["launch"]["speedup"][FLEX] is None
     assert result["ratios"]["launch"]["speedup"][SDPA] > 0
-    assert all(result["ratios"]["launch"][name] > 0 for name in ("floor_fraction", "verify_overhead", "tree_tax"))
+    assert all(
+        result["ratios"]["launch"][name] > 0 for name in ("floor_fraction", "verify_overhead", "tree_tax", "call_tax")
+    )
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -184,12 +188,19 @@ def test_ratios() -> None:
     def timed(graph: float) -> dict[str, dict[str, float]]:
         return {"graph": {"median_us": graph}}
 
-    ways = {KERNEL: timed(16.0), ONE_NODE: timed(12.8), NO_MASK: timed(10.0), SDPA: timed(80.0)}
+    ways = {
+        KERNEL: timed(16.0),
+        ONE_NODE: timed(12.8),
+        NO_MASK: timed(10.0),
+        SDPA: timed(80.0),
+        AS_MODELS_CALL: timed(20.0),
+    }
     ratios = ratios_of(ways, floor_us=10.0)["graph"]
     assert ratios["floor_fraction"] == 0.625
     assert ratios["speedup"] == {SDPA: 5.0, SDPA_BEST: None, EAGER: None, FLEX: None}
     assert ratios["verify_overhead"] == 1.25
     assert ratios["tree_tax"] == 1.6
+    assert ratios["call_tax"] == 1.25
 
 
 def test_trees_and_what_their_nodes_see() -> None:

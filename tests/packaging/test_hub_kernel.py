@@ -137,6 +137,23 @@ def test_by_its_name_on_the_hub(repository: Path, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(attended(kernel), attended(installed))
 
 
+def test_the_hubs_benchmark_is_one_that_its_runner_takes() -> None:
+    """`kernels benchmark` finds the class, sets `kernel` and `device`, and compares `out` with each check."""
+    kernels_package()
+    script = _import(PROJECT / "benchmarks" / "benchmark.py")
+    script.HEADS, script.KV_HEADS, script.DIM = 4, 2, 16
+    bench = script.TreeAttentionBenchmark()
+    bench.kernel, bench.device = installed, "cpu"
+    torch.manual_seed(bench.seed)
+    workloads = [name.removeprefix("benchmark_") for name in dir(bench) if name.startswith("benchmark_")]
+    assert sorted(workloads) == ["2k", "32k", "8k"]
+    bench.setup_2k()
+    bench.benchmark_2k()
+    assert torch.allclose(bench.out, bench.verify_2k(), atol=1e-2)
+    bench.mask = torch.ones_like(bench.mask)
+    assert not torch.equal(bench.out, bench.verify_2k())
+
+
 def test_what_metadata_says_of_the_files_holds(repository: Path) -> None:
     kernels_package()
     from kernels._rust import Digest, DigestAlgorithm, Metadata

@@ -40,15 +40,15 @@ def flex_way() -> Way:
 def _build(inputs: Inputs, rows: int, options: dict[str, Any]) -> Candidate:
     torch._dynamo.config.recompile_limit = 1024  # every case has shapes of its own
     compiled: Any = _compile(flex_attention)
-    make_mask: Any = _compile(create_block_mask) if inputs.q.is_cuda else create_block_mask
+    # As a program would make it again and again; the mask at hand is made once, without waiting for the compiler.
+    compiled_maker: Any = _compile(create_block_mask) if inputs.q.is_cuda else create_block_mask
     look = _look_up(inputs)
 
-    def prepare() -> BlockMask:
+    def make(maker: Any) -> BlockMask:
         batch, nodes, keys = inputs.visible.shape
-        blocks = (rows, _MASK_BLOCK)
-        return make_mask(look, batch, None, nodes, keys, device=inputs.q.device, BLOCK_SIZE=blocks)
+        return maker(look, batch, None, nodes, keys, device=inputs.q.device, BLOCK_SIZE=(rows, _MASK_BLOCK))
 
-    mask = prepare()
+    mask = make(create_block_mask)
 
     def call(number: int) -> torch.Tensor:
         keys, values = inputs.caches[number]
@@ -56,7 +56,7 @@ def _build(inputs: Inputs, rows: int, options: dict[str, Any]) -> Candidate:
         out = compiled(inputs.q, keys, values, block_mask=mask, enable_gqa=gqa, kernel_options=options or None)
         return out.transpose(1, 2).contiguous()
 
-    return Candidate(call, prepare)
+    return Candidate(call, lambda: make(compiled_maker))
 
 
 def _look_up(inputs: Inputs) -> Callable[..., torch.Tensor]:

@@ -22,6 +22,7 @@ from .ways import (
     ONE_NODE,
     Candidate,
     Way,
+    as_models_call_way,
     eager_way,
     kernel_way,
     no_mask_way,
@@ -31,7 +32,7 @@ from .ways import (
 )
 
 _LEAST_CACHES = 100 * 2**20  # bytes that a tour goes through, twice what a large device keeps near
-WAYS = (kernel_way, one_node_way, sdpa_way, sdpa_best_way, eager_way, flex_way, no_mask_way)
+WAYS = (kernel_way, as_models_call_way, one_node_way, sdpa_way, sdpa_best_way, eager_way, flex_way, no_mask_way)
 
 
 @dataclass(frozen=True)
@@ -168,5 +169,6 @@ def _row(result: Tried, times: dict[str, Any], device: torch.device) -> dict[str
     row |= {clock: kept.record() for clock, kept in times.items()}
     if result.stopwatch.graph_refused is not None:
         row["graph_refused"] = result.stopwatch.graph_refused
+    result.candidate.prepare()  # compiles
     row["prepare_us"] = microseconds(result.candidate.prepare, 3, device)
     return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .ways import EAGER, FLEX, KERNEL, NO_MASK, ONE_NODE, SDPA, SDPA_BEST
+from .ways import AS_MODELS_CALL, EAGER, FLEX, KERNEL, NO_MASK, ONE_NODE, SDPA, SDPA_BEST
 
 BASELINES = (SDPA, SDPA_BEST, EAGER, FLEX)
 CLOCKS = ("graph", "launch")
@@ -17,6 +17,7 @@ def ratios_of(ways: Mapping[str, Mapping[str, Any]], floor_us: float) -> dict[st
     - `speedup`: how many times as long each baseline takes;
     - `floor_fraction`: the least possible time over the kernel's;
     - `verify_overhead`: the whole tree's time over one node's, 1 as long as memory is all that counts;
+    - `call_tax`: the time with all that models pass over the kernel's own;
     - `tree_tax`: the tree's time over that of attention without a mask on the same shape.
 
     None where the other figure is missing.
@@ -31,6 +32,7 @@ def ratios_of(ways: Mapping[str, Mapping[str, Any]], floor_us: float) -> dict[st
             "floor_fraction": floor_us / own,
             "verify_overhead": _over(own, median(ways, ONE_NODE, clock)),
             "tree_tax": _over(own, median(ways, NO_MASK, clock)),
+            "call_tax": _over(median(ways, AS_MODELS_CALL, clock), own),
         }
     return ratios
 

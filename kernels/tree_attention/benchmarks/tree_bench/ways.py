@@ -20,6 +20,7 @@ from .inputs import Inputs
 from .leaf import load_leaf
 
 KERNEL, ONE_NODE, NO_MASK = "kernel", "kernel, one node", "no mask"
+AS_MODELS_CALL = "kernel, as models call it"
 EAGER, SDPA, SDPA_BEST, FLEX = "eager", "sdpa as transformers", "sdpa at its best", "FlexAttention"
 _BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -77,6 +78,30 @@ def kernel_way() -> Way:
 def one_node_way() -> Way:
     """The kernel on the root alone; its inputs are the case's `one_node()`."""
     return Way(ONE_NODE, kernel_way().candidates)
+
+
+def as_models_call_way() -> Way:
+    """The kernel with all that hf_eagle3's bridge passes in every layer, whether it is needed or not: padding, depths,
+    and words that are columns of a wider tensor.
+    """
+
+    def build(inputs: Inputs) -> Candidate:
+        leaf = load_leaf()
+        words = leaf.pack_ancestors(inputs.parents)
+        depth = leaf.unpack_ancestors(words, inputs.nodes).sum(-1, keepdim=True) - 1
+        pad = depth.new_zeros(depth.shape)
+        packed = torch.cat([words, depth.to(torch.int32), pad.to(torch.int32)], dim=-1)
+
+        def call(number: int) -> torch.Tensor:
+            keys, values = inputs.caches[number]
+            options = {"depth": packed[..., -2], "pad": packed[:, 0, -1], "window": inputs.window}
+            return leaf.tree_attention(
+                inputs.q, keys, values, packed[..., :-2], prefix_len=inputs.prefix_len, **options
+            )
+
+        return Candidate(call, lambda: leaf.pack_ancestors(inputs.parents))
+
+    return Way(AS_MODELS_CALL, lambda inputs: iter([("pad, depth", lambda: build(inputs))]))
 
 
 def kernel_candidate(inputs: Inputs) -> Candidate:
