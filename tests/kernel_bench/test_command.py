@@ -36,6 +36,7 @@ def content(path: Path) -> dict[str, Any]:
 def test_a_record_names_the_machine_and_the_sources(record: Path) -> None:
     machine = content(record)["machine"]
     assert machine["dry_run"] is True
+    assert machine["kernel"] == "the plain torch reference"
     assert {"device", "packages", "driver", "commit", "sources_sha256", "cuda"} <= set(machine)
     assert list(content(record)["cases"]) == ["tiny 20/5 x1 fp32", "tiny 40/5 x1 fp32"]
 
@@ -91,7 +92,7 @@ def test_what_is_no_record_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_dry_run_says_that_it_tells_nothing_of_speed(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(record)]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("DRY RUN: nothing here tells of speed.")
+    assert shown.startswith("DRY RUN: nothing here tells of speed; the kernel is the plain torch reference.")
     assert "tiny 20/5 x1 fp32" in shown
     assert "is needed" not in shown  # no bars
 

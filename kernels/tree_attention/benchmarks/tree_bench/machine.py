@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .leaf import sources_digest
+from .leaf import sources_digest, submodule
 
 _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit", "temperature.gpu")
 _PACKAGES = ("torch", "triton", "transformers")
@@ -21,6 +21,7 @@ def describe(device: torch.device, dry_run: bool) -> dict[str, Any]:
     """Everything that must be the same for figures to stand in one record."""
     described: dict[str, Any] = {
         "dry_run": dry_run,
+        "kernel": _what_runs(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -35,6 +36,13 @@ def describe(device: torch.device, dry_run: bool) -> dict[str, Any]:
         described["multiprocessors"] = properties.multi_processor_count
         described["driver"] = _asked(device, "driver_version")
     return described
+
+
+def _what_runs(device: torch.device) -> str:
+    """What stands behind `tree_attention` here."""
+    if device.type == "cuda":
+        return "Triton"
+    return "Triton's interpreter" if submodule("op").INTERPRETED else "the plain torch reference"
 
 
 def clocks(device: torch.device) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from .ratios import BASELINES, CLOCKS, median
 from .ways import KERNEL
 
 _SHORT = dict(zip(BASELINES, ("sdpa", "best sdpa", "eager", "Flex"), strict=True))
-_WIDTH = 120  # of the table; a narrower terminal wraps whole lines
+_WIDTH = 140  # of the table; a narrower terminal wraps whole lines
 HEADINGS = (
     "case", "clock", "us", "spread", "of\nfloor", "over one\nnode", "over no\nmask", "as models\ncall it",
     *(f"x {_SHORT[name]}" for name in BASELINES),
@@ -61,7 +61,8 @@ def heading(machine: Mapping[str, Any]) -> str:
     """The machine in a line, and whether the figures mean anything."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     line = f"{machine['device']}, driver {machine['driver']}, {packages}, commit {machine['commit']}"
-    return f"DRY RUN: nothing here tells of speed. {line}" if machine["dry_run"] else line
+    dry = f"DRY RUN: nothing here tells of speed; the kernel is {machine['kernel']}. "
+    return dry + line if machine["dry_run"] else line
 
 
 def show(record: Mapping[str, Any], bars: Sequence[Bar]) -> None:
@@ -75,7 +76,7 @@ def show(record: Mapping[str, Any], bars: Sequence[Bar]) -> None:
     console.print(heading(record["machine"]), markup=False)
     table = Table(caption=CAPTION, box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(HEADINGS):
-        table.add_column(name, justify="left" if number < 2 else "right", no_wrap=number < 4)
+        table.add_column(name, justify="left" if number < 2 else "right", no_wrap=number < 4, min_width=5)
     for row in rows(record["cases"]):
         table.add_row(*row)
     console.print(table)
