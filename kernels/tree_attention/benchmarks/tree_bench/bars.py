@@ -9,7 +9,7 @@ from typing import Any
 from .cases import LLAMA, Case
 from .ways import KERNEL, SDPA
 
-_WAYS_ERROR = 2.0  # times sdpa's own error
+_ALLOWED_ERROR = 2.0  # times sdpa's own error
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,13 @@ def bars(cases: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
     for clock, told in (("graph", ""), ("launch", ", launches included")):
         found.append(Bar(f"2k: times as fast as {SDPA}{told}", _speedup(cases, 2048, clock), 1.0))
     for context in (2048, 8192, 32768):
-        found.append(Bar(f"{_short(context)}: {_WAYS_ERROR:g} x sdpa's error to ours", _accuracy(cases, context), 1.0))
+        found.append(
+            Bar(
+                f"{_short(context)}: what is allowed of error ({_ALLOWED_ERROR:g} x sdpa's) over ours",
+                _accuracy(cases, context),
+                1.0,
+            )
+        )
     return found
 
 
@@ -59,7 +65,7 @@ def _speedup(cases: Mapping[str, Mapping[str, Any]], context: int, clock: str = 
 def _accuracy(cases: Mapping[str, Mapping[str, Any]], context: int) -> float | None:
     ways = _result(cases, context).get("ways", {})
     ours, theirs = (ways.get(name, {}).get("error") for name in (KERNEL, SDPA))
-    return None if ours is None or theirs is None else _WAYS_ERROR * theirs / max(ours, 1e-30)
+    return None if ours is None or theirs is None else _ALLOWED_ERROR * theirs / max(ours, 1e-30)
 
 
 def _short(context: int) -> str:
