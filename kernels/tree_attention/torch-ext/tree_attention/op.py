@@ -78,7 +78,11 @@ def tree_attention(
     at = prefix_len if isinstance(prefix_len, torch.Tensor) else None
     if at is not None:
         _check_integers("prefix_len", at, tuple(at.shape) if at.numel() == 1 else (1,), q.device)
-    length = 0 if at is not None else int(prefix_len)  # type: ignore[arg-type]
+    length = 0 if isinstance(prefix_len, torch.Tensor) else prefix_len
+    if not isinstance(length, (int, torch.SymInt)):
+        raise TypeError(
+            f"`prefix_len` is {prefix_len!r}, but an integer, or an integer tensor of one element, is needed."
+        )
     if length < 0 or k.shape[2] < length + nodes:
         raise ValueError(
             f"`k` holds {k.shape[2]} positions, but {length} of the prefix (`prefix_len`) and {nodes} nodes need "

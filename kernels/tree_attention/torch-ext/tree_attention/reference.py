@@ -43,7 +43,8 @@ def tree_attention_reference(
     if sinks is not None:
         sink = sinks.to(precision).view(1, heads, 1, 1).expand(batch, -1, nodes, -1)
         scores = torch.cat((scores, sink), dim=-1)
-    weights = scores.softmax(-1).nan_to_num(0.0)[..., : prefix + nodes]  # a row that sees nothing has none
+    blind = ~visible.any(-1)[:, None, :, None]  # a row of nothing but minus infinity
+    weights = scores.softmax(-1)[..., : prefix + nodes].masked_fill(blind, 0)
     out = weights.view(batch, kv_heads, -1, prefix + nodes) @ values
     return out.view(batch, heads, nodes, -1).transpose(1, 2).to(q.dtype).contiguous()
 

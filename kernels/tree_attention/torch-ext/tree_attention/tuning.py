@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from .ancestors import BITS
+
 TUNING_FILE = "TREE_ATTENTION_TUNING"  # environment: a JSON file written by the benchmark's `tune`
 MAX_SPLITS = 64
 ROOMY = ("sm_90", "sm_100", "sm_103")  # with 227 KiB of shared memory; the others' entries fit into 99
@@ -25,14 +27,25 @@ class Tiles:
     """
     Args:
         rows: query rows (nodes times query heads of a group) of one program, a power of two of at least 16.
-        keys: keys of one step.
+        keys: keys of one step, a power of two of at least 16.
         warps, stages: of Triton's launch.
+
+    Raises:
+        ValueError: if Triton would not take them.
     """
 
     rows: int
     keys: int
     warps: int
     stages: int
+
+    def __post_init__(self) -> None:
+        numbers = (self.rows, self.keys, self.warps, self.stages)
+        whole = all(isinstance(number, int) and number > 0 for number in numbers)
+        if not whole or any(number & (number - 1) for number in numbers[:3]) or min(self.rows, self.keys) < 16:
+            raise ValueError(
+                f"{self}: rows and keys must be powers of two from 16 on, warps one from 1 on, stages at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,9 @@ class Plan:
     prefix: Tiles
     tree: Tiles
     splits: int
+
+    def __post_init__(self) -> None:
+        _check_tree(self.tree)
 
 
 @dataclass(frozen=True)
@@ -63,13 +79,23 @@ class Choice:
     resident: int = 1
     least_keys: int = 256
 
+    def __post_init__(self) -> None:
+        _check_tree(self.tree)
+        if not all(isinstance(number, int) and number > 0 for number in (self.resident, self.least_keys)):
+            raise ValueError(f"resident={self.resident}, least_keys={self.least_keys}: both must be 1 or more")
+
+
+def _check_tree(tiles: Tiles) -> None:
+    if tiles.keys > BITS:
+        raise ValueError(f"{tiles} of the tree: its keys must lie within one ancestor word, so 16 or {BITS}")
+
 
 # By bytes of an element and the head's width in registers; `sm_80` also stands for what is not named. Sixty nodes
 # times a group of four make 240 rows: tiles of 128 read each key twice, tiles of 64 four times, for which the cache is
 # too slow. In float32 nothing is rounded to TF32, so no tensor cores: small tiles, which fit into registers.
 TABLE: dict[str, dict[tuple[int, int], Choice]] = {
     "sm_90": {
-        (2, 64): Choice(Tiles(128, 64, 8, 3), Tiles(16, 32, 4, 2), resident=2),
+        (2, 64): Choice(Tiles(128, 64, 8, 3), Tiles(16, 32, 4, 2)),
         (2, 128): Choice(Tiles(128, 64, 8, 3), Tiles(16, 32, 4, 2)),
         (2, 256): Choice(Tiles(128, 32, 8, 3), Tiles(16, 32, 4, 1)),
         (4, 64): Choice(Tiles(32, 32, 4, 1), Tiles(16, 32, 4, 1), resident=4),
