@@ -10,7 +10,6 @@ Knows back ends' conventions, not models.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 import threading
@@ -183,7 +182,8 @@ def _refuse(nodes: int, packed: torch.Tensor, dropout: float, kwargs: dict[str, 
             f"[batch, 1, {nodes}, {packed_columns(nodes)}]; an int32 mask of four dimensions is a tree, so give any "
             "other mask as a bool."
         )
-    asked = [name for name in ("position_bias", "output_attentions") if kwargs.get(name) not in (None, False)]
+    asked = ["position_bias"] if kwargs.get("position_bias") is not None else []
+    asked += ["output_attentions"] if kwargs.get("output_attentions") else []
     asked += ["dropout"] if dropout > 0 else []
     if asked:
         raise ValueError(
@@ -207,7 +207,10 @@ def _ordinary(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What the layer computes without us: sdpa, or eager where the model has no sdpa, or sdpa not what it asks for."""
     more = kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None
-    eager = _own_eager(type(module), more)  # type: ignore[arg-type]
+    which = (type(module), more)
+    if which not in _EAGER:
+        _EAGER[which] = _own_eager(*which)
+    eager = _EAGER[which]
     if eager is None:
         return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     causal = kwargs.get("is_causal")
@@ -218,7 +221,10 @@ def _ordinary(
     return eager(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
-@functools.cache
+# A dict and no `functools.cache`, about which `torch.compile` would warn.
+_EAGER: dict[tuple[type[nn.Module], bool], Callable[..., Any] | None] = {}
+
+
 def _own_eager(attention: type[nn.Module], more: bool) -> Callable[..., Any] | None:
     """The `eager_attention_forward` of the file that a layer's class is from, if ordinary calls are to take it.
 
