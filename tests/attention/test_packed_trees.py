@@ -53,31 +53,6 @@ def any_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         tree_kernel.use_tree_kernel("reference")
 
 
-def twins(family: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """A target with `eagle3_tree`, and the same one as it would be without us."""
-    attention, fields = PLAIN[family]
-    target, plain = (tiny_target(family, attention=name, **fields) for name in (EAGLE3_TREE, attention))
-    for one in (target, plain):
-        one.to(dtype).set_experts_implementation("eager")  # the default knows no float64
-    return target, plain
-
-
-def assert_close(logits: torch.Tensor, plain: torch.Tensor) -> None:
-    """To rounding, of which seven loud layers make several times their dtype's own."""
-    tolerance = {torch.float32: 5e-5, torch.float64: 1e-12}[plain.dtype]
-    scale = float(plain.abs().max())
-    torch.testing.assert_close(logits / scale, plain / scale, rtol=0, atol=tolerance)
-
-
-@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
-def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """float64 leaves no room for a small mistake; of the kernels only the reference takes it."""
-    monkeypatch.setattr(tree_kernel, "_kernel", None)
-    if request.param == torch.float64:
-        tree_kernel.use_tree_kernel("reference")
-    return request.param
-
-
 @pytest.mark.parametrize(("family", "dtype"), DTYPES, ids=str)
 @pytest.mark.parametrize(("length", "padding", "nodes"), [(3, 0, 6), (5, 2, 12), (20, 0, 12), (20, 9, 33), (2, 20, 9)])
 def test_every_node_is_the_end_of_a_plain_text(
@@ -189,7 +164,7 @@ def test_what_is_passed_but_switched_off() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_compiled_as_one_graph(family: str) -> None:
     """Words in the mask are ordinary tensor work: nothing of a tree's forward, nor of an ordinary one, breaks out."""
-    attention, fields = PLAIN[family]
+    fields = PLAIN[family][1]
     target = tiny_target(family, attention=EAGLE3_TREE, num_hidden_layers=2, layer_types=None, **fields)
     layer = next(module for module in target.modules() if hasattr(module, "num_key_value_groups"))
     states = [torch.randn(1, heads, 9, 8) for heads in (4, 2, 2)]

@@ -133,7 +133,7 @@ def test_an_error_in_the_midst_leaves_the_committed_rows(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("family", "attention"), [("mistral", "sdpa"), ("mistral", "eager"), ("gpt_oss", "eager")])
 def test_other_implementations_say_which_one_slides(family: str, attention: str) -> None:
     target = windowed(family, attention=attention)
-    with pytest.raises(ValueError, match='sliding window of 12.*attn_implementation="eagle3_tree"') as error:
+    with pytest.raises(ValueError, match=r'sliding window of 12.*attn_implementation="eagle3_tree"') as error:
         target.generate(prompt(), max_new_tokens=NEW, assistant_model=oracle(target))
     assert "\n" not in str(error.value)
 
@@ -143,7 +143,7 @@ def test_holes_beyond_a_window() -> None:
     target = windowed("gemma3", 24)
     mask = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 1, 1]])
     compare(target, oracle(target), {"max_new_tokens": 14}, input_ids=prompt(), attention_mask=mask)
-    with pytest.raises(ValueError, match="sliding window of 24.*put the padding of the prompt on its left") as error:
+    with pytest.raises(ValueError, match=r"sliding window of 24.*put the padding of the prompt on its left") as error:
         target.generate(prompt(), attention_mask=mask, max_new_tokens=NEW, assistant_model=oracle(target))
     assert "\n" not in str(error.value)
 
