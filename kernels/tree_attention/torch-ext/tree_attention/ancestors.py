@@ -40,8 +40,8 @@ def pack_ancestors(parents: torch.Tensor) -> torch.Tensor:
         if misplaced.any():
             row, node = (int(place) for place in misplaced.nonzero()[0])
             raise ValueError(
-                f"Node {node} of row {row} has parent {int(parents[row, node])}, but a parent must come before its child "
-                "(-1 for a root); sort the nodes by depth."
+                f"Node {node} of row {row} has parent {int(parents[row, node])}, but a parent must come before its "
+                "child (-1 for a root); sort the nodes by depth."
             )
     own = torch.zeros(nodes, words_for(nodes), dtype=torch.int64, device=parents.device)
     own[index, index // BITS] = torch.ones_like(index) << (index % BITS)
@@ -57,6 +57,7 @@ def pack_ancestors(parents: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_ancestors(words: torch.Tensor, nodes: int) -> torch.Tensor:
-    """bool `[..., nodes, nodes]` of int32 words `[..., nodes, ceil(nodes / 32)]`: entry `[i, j]` is bit `j` of row `i`."""
+    """bool `[..., nodes, nodes]` of int32 words `[..., nodes, ceil(nodes / 32)]`: entry `[i, j]` says that node `i`
+    sees node `j`."""
     bits = torch.arange(BITS, dtype=torch.int32, device=words.device)
     return ((words[..., None] >> bits) & 1).flatten(-2)[..., :nodes].bool()

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from .ancestors import BITS, words_for
+from .ancestors import words_for
 from .reference import tree_attention_reference
 
 try:  # a build for the Hub has a namespace of its own, so that several versions live in one process
@@ -40,14 +40,14 @@ def tree_attention(
     """Attention of a tree's nodes to a prefix, which all of them see, and to their ancestors.
 
     Keys `0 .. prefix_len - 1` are the prefix, the next `nodes` are the tree's; what a cache holds behind them is not
-    read. Runs as two Triton kernels on CUDA, in plain torch on the CPU (or through Triton's interpreter, if the process
-    was started with `TRITON_INTERPRET=1`). No value of a tensor is read by the host. For inference: no gradients.
+    read. Runs as two Triton kernels on CUDA, where the host reads no value of a tensor; in plain torch on the CPU, or
+    through Triton's interpreter if the process was started with `TRITON_INTERPRET=1`. For inference: no gradients.
 
     Args:
         q: `[batch, heads, nodes, dim]`, float32, float16 or bfloat16. Any strides, here and below, but the last
             dimension is contiguous.
-        k: `[batch, kv_heads, length, dim]` of the same dtype; `heads` is a multiple of `kv_heads`, `length` is at least
-            `prefix_len + nodes`.
+        k: `[batch, kv_heads, length, dim]` of the same dtype; `heads` is a multiple of `kv_heads`, and `length` at
+            least `prefix_len + nodes`.
         v: `[batch, kv_heads, length, value_dim]` of the same dtype. Both widths are at most 256.
         ancestors: int32 `[batch, nodes, ceil(nodes / 32)]`, as from [`pack_ancestors`].
         prefix_len: positions before the tree; as an integer tensor of one element on the device, its value may change
@@ -150,21 +150,22 @@ torch.library.register_autograd(NAME, _no_backward)
 
 
 def _check_states(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    given = f"got q {_told(q)}, k {_told(k)}, v {_told(v)}"
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
-        raise ValueError(f"Tree attention takes [batch, heads, rows, dim] three times, but {given}.")
+        raise ValueError(f"Tree attention takes [batch, heads, rows, dim] three times, but {_told_all(q, k, v)}.")
     if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
-        raise TypeError(f"Tree attention takes float32, float16 or bfloat16, the same three times, but {given}.")
+        raise TypeError(
+            f"Tree attention takes float32, float16 or bfloat16, the same three times, but {_told_all(q, k, v)}."
+        )
     batch, heads, nodes, dim = q.shape
     if nodes < 1 or k.shape[:3] != v.shape[:3] or k.shape[0] != batch or k.shape[-1] != dim:
         raise ValueError(
-            f"q [batch, heads, nodes, dim], k [batch, kv_heads, length, dim] and v [batch, kv_heads, length, value_dim] "
-            f"must agree, with a node at least, but {given}."
+            "q [batch, heads, nodes, dim], k [batch, kv_heads, length, dim] and v [batch, kv_heads, length, "
+            f"value_dim] must agree, with a node at least, but {_told_all(q, k, v)}."
         )
     if k.shape[1] < 1 or heads % k.shape[1]:
-        raise ValueError(f"Query heads must be a multiple of the {k.shape[1]} kv heads, but {given}.")
+        raise ValueError(f"Query heads must be a multiple of the {k.shape[1]} kv heads, but {_told_all(q, k, v)}.")
     if not 1 <= min(dim, v.shape[-1]) <= max(dim, v.shape[-1]) <= WIDEST_HEAD:
-        raise ValueError(f"Heads may be up to {WIDEST_HEAD} wide, but {given}.")
+        raise ValueError(f"Heads may be up to {WIDEST_HEAD} wide, but {_told_all(q, k, v)}.")
     if k.device != q.device or v.device != q.device:
         raise ValueError(f"q, k and v must be on one device, but they are on {q.device}, {k.device} and {v.device}.")
     for name, states in (("q", q), ("k", k), ("v", v)):
@@ -194,8 +195,9 @@ def _check_numbers(window: int | None, softcap: float | None) -> None:
         raise ValueError(f"`softcap` is {softcap}, but a number above 0 is needed (or None for no cap).")
 
 
+def _told_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
+    return f"got q {_told(q)}, k {_told(k)}, v {_told(v)}"
+
+
 def _told(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
-
-
-__all__ = ["BITS", "tree_attention"]

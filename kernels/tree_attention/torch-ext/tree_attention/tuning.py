@@ -39,7 +39,7 @@ class Tiles:
 class Plan:
     """
     Args:
-        prefix, tree: tiles of the two kernels. The tree's keys come in words of 32, so `tree.keys` is 32.
+        prefix, tree: tiles of the two kernels. Tree keys of one tile share an ancestor word, so they are 32 or 16.
         splits: pieces of the prefix, each a program of its own.
     """
 
@@ -53,35 +53,36 @@ class Choice:
     """What the table holds for one kind of input.
 
     Args:
-        prefix, tree: as in [`Plan`].
-        waves: programs wanted, as a multiple of the device's multiprocessors.
+        prefix, tree: as in [`Plan`], for many nodes; fewer get tiles as tall as they need.
+        resident: programs of the prefix kernel that a multiprocessor holds at a time.
         least_keys: keys that a piece has at least; below that its partial result costs more than it saves.
     """
 
     prefix: Tiles
     tree: Tiles
-    waves: float = 1.5
+    resident: int = 1
     least_keys: int = 256
 
 
-# By bytes of an element and by the head's width in registers, widest last; `sm_80` also stands for what is not named.
-# 166 registers and two programs to a multiprocessor at 64 x 64 on Hopper; Ampere has less shared memory, so fewer keys.
+# By bytes of an element and the head's width in registers; `sm_80` also stands for what is not named. Sixty nodes
+# times a group of four make 240 rows: tiles of 128 read each key twice, tiles of 64 four times, for which the cache is
+# too slow. In float32 nothing is rounded to TF32, so no tensor cores: small tiles, which fit into registers.
 TABLE: dict[str, dict[tuple[int, int], Choice]] = {
     "sm_90": {
-        (2, 64): Choice(Tiles(64, 64, 4, 3), Tiles(16, 32, 4, 2)),
-        (2, 128): Choice(Tiles(64, 64, 4, 2), Tiles(16, 32, 4, 2)),
-        (2, 256): Choice(Tiles(64, 64, 8, 2), Tiles(16, 32, 4, 1)),
-        (4, 64): Choice(Tiles(32, 32, 4, 2), Tiles(16, 32, 4, 1)),
-        (4, 128): Choice(Tiles(32, 32, 4, 2), Tiles(16, 32, 4, 1)),
-        (4, 256): Choice(Tiles(16, 32, 4, 1), Tiles(16, 32, 4, 1)),
+        (2, 64): Choice(Tiles(128, 64, 8, 3), Tiles(16, 32, 4, 2), resident=2),
+        (2, 128): Choice(Tiles(128, 64, 8, 3), Tiles(16, 32, 4, 2)),
+        (2, 256): Choice(Tiles(128, 32, 8, 3), Tiles(16, 32, 4, 1)),
+        (4, 64): Choice(Tiles(32, 32, 4, 1), Tiles(16, 32, 4, 1), resident=4),
+        (4, 128): Choice(Tiles(16, 32, 8, 1), Tiles(16, 16, 4, 1), resident=3),
+        (4, 256): Choice(Tiles(16, 16, 8, 1), Tiles(16, 16, 4, 1), resident=2),
     },
     "sm_80": {
-        (2, 64): Choice(Tiles(64, 64, 4, 3), Tiles(16, 32, 4, 2)),
-        (2, 128): Choice(Tiles(64, 32, 4, 3), Tiles(16, 32, 4, 2)),
-        (2, 256): Choice(Tiles(64, 32, 8, 2), Tiles(16, 32, 4, 1)),
-        (4, 64): Choice(Tiles(32, 32, 4, 2), Tiles(16, 32, 4, 1)),
-        (4, 128): Choice(Tiles(32, 32, 4, 2), Tiles(16, 32, 4, 1)),
-        (4, 256): Choice(Tiles(16, 32, 4, 1), Tiles(16, 32, 4, 1)),
+        (2, 64): Choice(Tiles(128, 64, 8, 3), Tiles(16, 32, 4, 2)),
+        (2, 128): Choice(Tiles(128, 32, 8, 3), Tiles(16, 32, 4, 2)),
+        (2, 256): Choice(Tiles(64, 32, 8, 2), Tiles(16, 16, 4, 1)),
+        (4, 64): Choice(Tiles(16, 32, 4, 1), Tiles(16, 32, 4, 1), resident=4),
+        (4, 128): Choice(Tiles(16, 32, 8, 1), Tiles(16, 16, 4, 1), resident=3),
+        (4, 256): Choice(Tiles(16, 16, 8, 1), Tiles(16, 16, 4, 1), resident=2),
     },
 }
 
@@ -100,11 +101,11 @@ def plan(arch: str, processors: int, itemsize: int, width: int, rows: int, heads
     """
     choice = choice_for(arch, itemsize, width)
     prefix, tree = (_no_taller_than(rows, tiles) for tiles in (choice.prefix, choice.tree))
+    # As many pieces as make one full wave: a second wave that is half empty takes as long as a full one.
+    slots = processors * choice.resident * choice.prefix.warps // prefix.warps
     programs = -(-rows // prefix.rows) * heads
-    wanted = _power_of_two_above(-(-int(choice.waves * processors) // programs))
-    allowed = max(keys // choice.least_keys, 1)
-    splits = min(wanted, 1 << (allowed.bit_length() - 1), MAX_SPLITS)
-    return Plan(prefix, tree, splits)
+    splits = min(slots // programs, keys // choice.least_keys, MAX_SPLITS)
+    return Plan(prefix, tree, max(splits, 1))
 
 
 def choice_for(arch: str, itemsize: int, width: int) -> Choice:
@@ -118,13 +119,10 @@ def choice_for(arch: str, itemsize: int, width: int) -> Choice:
 
 
 def _no_taller_than(rows: int, tiles: Tiles) -> Tiles:
-    """A few nodes need no tall tile; a product of matrices needs 16 rows."""
-    tall = min(tiles.rows, max(16, _power_of_two_above(rows)))
-    return Tiles(tall, tiles.keys, tiles.warps, tiles.stages)
-
-
-def _power_of_two_above(number: int) -> int:
-    return 1 << max(number - 1, 0).bit_length()
+    """A few nodes need no tall tile, and fewer warps for it; no lower than 32, which cost no more than fewer."""
+    tall = min(tiles.rows, max(32, 1 << max(rows - 1, 0).bit_length()))
+    warps = max(min(tiles.warps, 4), tiles.warps * tall // tiles.rows)
+    return Tiles(tall, tiles.keys, warps, tiles.stages)
 
 
 @functools.cache
@@ -137,7 +135,7 @@ def device_of(index: int) -> tuple[str, int]:
 @functools.cache
 def _tuned(path: str | None) -> dict[str, dict[tuple[int, int], Choice]]:
     """The table of a file: a list of entries under each architecture, each with `itemsize`, `width`, `prefix`, `tree`,
-    and `waves` and `least_keys` if they are others."""
+    and `resident` and `least_keys` if they are others."""
     if path is None:
         return {}
     try:
@@ -152,5 +150,5 @@ def _tuned(path: str | None) -> dict[str, dict[tuple[int, int], Choice]]:
 
 def _entry(fields: dict[str, Any]) -> tuple[tuple[int, int], Choice]:
     tiles = {name: Tiles(**fields[name]) for name in ("prefix", "tree")}
-    more = {name: fields[name] for name in ("waves", "least_keys") if name in fields}
+    more = {name: fields[name] for name in ("resident", "least_keys") if name in fields}
     return (fields["itemsize"], fields["width"]), Choice(**tiles, **more)
