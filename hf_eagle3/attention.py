@@ -13,15 +13,16 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from .tree import DraftTree
 from .tree_kernel import tree_kernel
@@ -114,7 +115,7 @@ def pack_tree(tree: DraftTree, committed: torch.Tensor) -> torch.Tensor:
     return torch.cat((nodes, cached), dim=-1)[:, None]
 
 
-def is_packed_tree(attention_mask: torch.Tensor | None) -> bool:
+def is_packed_tree(attention_mask: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
     """Whether a mask is a packed tree: sdpa takes bools and floats only, so that no ordinary mask is int32."""
     return attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.int32
 
@@ -149,7 +150,6 @@ def eagle3_tree(
     """
     if not is_packed_tree(attention_mask):
         return _ordinary(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    assert attention_mask is not None
     nodes, window = query.shape[2], kwargs.get("sliding_window")
     _refuse(nodes, attention_mask, dropout, kwargs)
     if (seen := _seen) is not None:
@@ -252,6 +252,24 @@ def _has_sdpa(file: Any) -> bool:
     return not models or any(model._supports_sdpa for model in models)
 
 
+# Configs whose ordinary masks stay those of eager attention, by their `id`.
+_ADDITIVE: set[int] = set()
+
+
+def keep_additive_masks(config: PreTrainedConfig) -> None:
+    """Make ordinary masks for a config as eager attention takes them. A forward in another thread may begin with one
+    implementation and end with the other: eager would add a bool mask, silently, and `eagle3_tree` takes both."""
+    if id(config) not in _ADDITIVE:
+        _ADDITIVE.add(id(config))
+        weakref.finalize(config, _ADDITIVE.discard, id(config))
+
+
+def eagle3_tree_mask(*args: Any, config: PreTrainedConfig | None = None, **kwargs: Any) -> torch.Tensor | None:
+    """The mask of an ordinary call, made as transformers asks for it: sdpa's."""
+    make = eager_mask if _ADDITIVE and id(config) in _ADDITIVE else sdpa_mask
+    return make(*args, config=config, **kwargs)
+
+
 # ---------------------------------------------------------------------- what layers tell
 
 _seen: list[tuple[nn.Module, int | None]] | None = None
@@ -281,4 +299,4 @@ def listening(target: PreTrainedModel) -> Iterator[dict[int, int | None]]:
 def register() -> None:
     """Teach transformers the name; again and again changes nothing, and so does never using it."""
     AttentionInterface.register(EAGLE3_TREE, eagle3_tree)
-    AttentionMaskInterface.register(EAGLE3_TREE, sdpa_mask)
+    AttentionMaskInterface.register(EAGLE3_TREE, eagle3_tree_mask)

@@ -19,6 +19,7 @@ from .attention import EAGLE3_TREE, backend_of, listening
 from .cache import check_cache, keep_path, recording
 from .states import input_device
 from .tree import DraftTree
+from .tree_kernel import tree_kernel
 from .verification import verify
 
 # Largest difference between tree and plain logits that is still rounding: root mean square over the vocabulary, as a
@@ -53,7 +54,9 @@ def check_target(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
     Raises:
         ValueError: if the target cannot run a tree, or the logits differ beyond `PROBE_TOLERANCE`.
     """
-    quick = f"{backend_of(target)} {target.dtype} {list(boundaries)} training={target.training}"
+    backend = backend_of(target)
+    by = f"{backend} by {tree_kernel().name} on {target.device.type}" if backend == EAGLE3_TREE else backend
+    quick = f"{by} {target.dtype} {list(boundaries)} training={target.training}"
     if quick in _WELCOME.setdefault(target, {}):
         return
     key = hashlib.sha256(f"{type(target)} {quick} {target.config.to_json_string()}".encode()).hexdigest()

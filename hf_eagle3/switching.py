@@ -10,21 +10,20 @@ import logging
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from .attention import EAGLE3_TREE, backend_of
+from .attention import EAGLE3_TREE, backend_of, keep_additive_masks
 from .probe import check_target, last_logits, logits_difference, tolerance_of
 from .tree_kernel import tree_kernel
 
 logger = logging.getLogger(__name__)
 
 _LOCK = threading.RLock()
-# What a target ran before it was switched; and the states (training or not, dtype) in which it could not be.
+# What a target ran before it was switched; and the dtypes in which it could not be.
 _SWITCHED: weakref.WeakKeyDictionary[PreTrainedModel, str] = weakref.WeakKeyDictionary()
-_DECLINED: weakref.WeakKeyDictionary[PreTrainedModel, set[str]] = weakref.WeakKeyDictionary()
+_DECLINED: weakref.WeakKeyDictionary[PreTrainedModel, set[torch.dtype]] = weakref.WeakKeyDictionary()
 
 
 def meet(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
@@ -47,7 +46,7 @@ def restore_all() -> None:
     """Give every target the implementation back that it had; those that somebody has set since keep theirs."""
     with _LOCK:
         for target, before in list(_SWITCHED.items()):
-            if backend_of(target) == EAGLE3_TREE:
+            if _implementation(target) == EAGLE3_TREE:
                 _set(target, before)
         _SWITCHED.clear()
         _DECLINED.clear()
@@ -59,21 +58,21 @@ def kernel_pays(target: PreTrainedModel) -> bool:
 
 
 def _is_settled(target: PreTrainedModel) -> bool:
-    return target in _SWITCHED or _state(target) in _DECLINED.get(target, ()) or not kernel_pays(target)
-
-
-def _state(target: PreTrainedModel) -> str:
-    return f"{target.dtype} training={target.training}"
+    """In training mode no target is tried: dropout would say nothing of it."""
+    known = target in _SWITCHED or target.dtype in _DECLINED.get(target, ())
+    return known or target.training or not kernel_pays(target)
 
 
 def _is_transformers_choice(target: PreTrainedModel) -> bool:
-    backend = target.config.get_text_config(decoder=True)._attn_implementation
-    return backend == "sdpa" or (backend == "eager" and not getattr(_decoder(target), "_supports_sdpa", True))
+    backend = _implementation(target)
+    return backend == "sdpa" or (backend == "eager" and not _decoder(target)._supports_sdpa)
 
 
 def _try_switch(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
     """Switch, and see that trees and ordinary calls give what they gave; else as it was, and a line in the log."""
     before = backend_of(target)
+    if before == "eager":
+        keep_additive_masks(_decoder(target).config)
     try:
         plain = last_logits(target)
         _set(target, EAGLE3_TREE)
@@ -87,19 +86,26 @@ def _try_switch(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
         _set(target, before)
         if not isinstance(error, Exception) or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             raise
-        _DECLINED.setdefault(target, set()).add(_state(target))
-        logger.info("%s keeps attention implementation %r for draft trees: %s", type(target).__name__, before, error)
+        _DECLINED.setdefault(target, set()).add(target.dtype)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        logger.info("%s keeps attention implementation %r for draft trees: %s", type(target).__name__, before, reason)
     else:
         _SWITCHED[target] = before
         logger.info("%s now runs attention implementation %r (it was %r).", type(target).__name__, EAGLE3_TREE, before)
 
 
-def _decoder(target: PreTrainedModel) -> Any:
-    return target.get_decoder()
+def _implementation(target: PreTrainedModel) -> str | None:
+    return target.config.get_text_config(decoder=True)._attn_implementation
+
+
+def _decoder(target: PreTrainedModel) -> PreTrainedModel:
+    """The part of a target whose config its text layers read; the target, where it calls something else a decoder."""
+    decoder = target.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else target
 
 
 def _set(target: PreTrainedModel, implementation: str) -> None:
     """Of the text decoder only; a vision tower keeps its own. transformers would warn where it cannot: not asked."""
     decoder = _decoder(target)
-    if isinstance(decoder, PreTrainedModel) and decoder._can_set_attn_implementation():
+    if decoder._can_set_attn_implementation():
         decoder.set_attn_implementation({"": implementation})

@@ -98,7 +98,9 @@ def _installed() -> TreeKernel:
             'triton`, or say "auto" or "reference".'
         )
     module = importlib.import_module(INSTALLED)
-    return TreeKernel(f"the Triton kernel of {INSTALLED}", module.tree_attention, module.pack_ancestors)
+    return TreeKernel(
+        f"{INSTALLED} (Triton on a GPU, plain torch on a CPU)", module.tree_attention, module.pack_ancestors
+    )
 
 
 def _reference() -> TreeKernel:

@@ -15,6 +15,7 @@ import torch
 from helpers.agreement import compare
 from helpers.oracle import oracle
 from helpers.targets import VOCABULARY, prompt, tiny_target
+from helpers.trees import left_padded
 from transformers import (
     CodeGenConfig,
     CodeGenForCausalLM,
@@ -94,9 +95,9 @@ def test_what_somebody_chooses_later_stays(on_a_gpu) -> None:
     target.set_attn_implementation("sdpa")
     drafts(target)
     assert backend_of(target) == "sdpa"
-    target.set_attn_implementation("eager")
+    target.config._attn_implementation = "flex_attention"
     switching.restore_all()
-    assert backend_of(target) == "eager"
+    assert target.config._attn_implementation == "flex_attention"
 
 
 def test_only_the_decoder_of_a_composite_target(on_a_gpu) -> None:
@@ -260,6 +261,27 @@ def test_two_threads_meet_one_target(on_a_gpu) -> None:
     assert [first, second] == plain
     assert plainly == [plain[0]] * 3
     assert backend_of(target) == EAGLE3_TREE
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
+@torch.no_grad()
+def test_a_forward_under_way_when_the_implementation_changes(on_a_gpu, family: str) -> None:
+    """As another thread's would be: it began with one kind of mask, and its later layers run the other function."""
+    target = (
+        tiny_target(family, attention=None, sliding_window=12) if family != "llama" else tiny_target(attention=None)
+    )
+    before = backend_of(target)
+    ids, mask = left_padded(prompt(20), 3)
+    plain = target(ids, attention_mask=mask).logits
+    drafts(target)
+    target.set_attn_implementation(before)
+    for first, second in ((before, EAGLE3_TREE), (EAGLE3_TREE, before)):
+        target.set_attn_implementation(first)
+        hook = target.model.layers[3].register_forward_pre_hook(
+            lambda *_, name=second: target.set_attn_implementation(name)
+        )
+        assert torch.equal(target(ids, attention_mask=mask).logits, plain)
+        hook.remove()
 
 
 def test_a_target_is_not_kept_alive(on_a_gpu) -> None:
