@@ -106,13 +106,13 @@ def pack_tree(tree: DraftTree, committed: torch.Tensor) -> torch.Tensor:
         int32 `[batch, 1, nodes, ceil(nodes / 32) + 3]`, on `committed`'s device.
     """
     device = committed.device
-    words = tree_kernel().pack_ancestors(tree.parents.cpu())
-    depths = tree.depths.cpu().to(torch.int32)[..., None]
-    nodes = torch.cat((words, depths), dim=-1).to(device, non_blocking=True)
+    # On the CPU, where the tree's parents are read anyway: so few bits are many small operations on a device.
+    words = tree_kernel().pack_ancestors(tree.parents.cpu()).to(device, non_blocking=True)
+    depths = tree.depths.to(device, torch.int32)[..., None]
     pad = (~committed).sum(-1, dtype=torch.int32)
     prefix = torch.full_like(pad, committed.shape[1])
     cached = torch.stack((pad, prefix), dim=-1)[:, None].expand(-1, tree.num_nodes, -1)
-    return torch.cat((nodes, cached), dim=-1)[:, None]
+    return torch.cat((words, depths, cached), dim=-1)[:, None]
 
 
 def is_packed_tree(attention_mask: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
@@ -157,15 +157,17 @@ def eagle3_tree(
     packed = attention_mask[:, 0]
     words = packed.shape[-1] - EXTRA_COLUMNS
     depth, pad, prefix = packed[..., words], packed[:, 0, words + 1], packed[:, 0, words + 2]
-    # A window's cache holds the last committed positions only: rows are counted from the first one that it holds.
     held = key.shape[2] - nodes
+    if window is not None and held < window:
+        # Its cache may hold the last committed positions only: padding is counted from the first one that it holds.
+        pad = (pad - (prefix - held)).clamp(min=0)
     out = tree_kernel().tree_attention(
         query,
         key,
         value,
         packed[..., :words],
         prefix_len=held,
-        pad=(pad - (prefix - held)).clamp(min=0),
+        pad=pad,
         scale=scaling,
         window=window,
         depth=depth,
