@@ -40,7 +40,7 @@ class TreeKernel:
     is_reference: bool = False
 
 
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
 _kernel: TreeKernel | None = None
 
 
@@ -50,7 +50,10 @@ def tree_kernel() -> TreeKernel:
     Raises:
         ImportError: if the variable asks for one that cannot be had.
     """
-    return _kernel or use_tree_kernel(os.environ.get(CHOICE_VARIABLE) or "auto")
+    if _kernel is not None:
+        return _kernel
+    with _LOCK:
+        return _kernel or use_tree_kernel(os.environ.get(CHOICE_VARIABLE) or "auto")
 
 
 def use_tree_kernel(choice: str = "auto", *, trust_remote_code: bool = False) -> TreeKernel:

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.agreement import compare
+from helpers.oracle import oracle
+from helpers.targets import prompt, tiny_target
 
+import hf_eagle3
 from hf_eagle3 import switching, tree_attention, tree_kernel
 from hf_eagle3.tree_kernel import use_tree_kernel
 
@@ -139,6 +143,34 @@ def test_what_the_hub_does_not_give(case: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 # ---------------------------------------------------------------------- told, and used
+
+
+def test_a_wish_that_cannot_be_met_is_told_by_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, and not as a fault of the target."""
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    monkeypatch.setenv(tree_kernel.CHOICE_VARIABLE, "someone/tree")
+    target = tiny_target(attention="eagle3_tree")
+    with pytest.raises(ImportError, match="'someone/tree' cannot be loaded from the Hub"):
+        target.generate(prompt(), max_new_tokens=4, assistant_model=oracle(target))
+
+
+@pytest.mark.parametrize("choice", ["reference", "someone/tree"])
+def test_generate_with_a_kernel_of_choice(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer of every tree goes through it."""
+    calls: list[int] = []
+
+    def counted(q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(q.shape[2])
+        return tree_attention.tree_attention_reference(q, *args, **kwargs)
+
+    module = types.SimpleNamespace(tree_attention=counted, pack_ancestors=tree_attention.pack_ancestors)
+    Hub(monkeypatch, module)
+    monkeypatch.setattr(tree_attention, "tree_attention", counted)
+    hf_eagle3.use_tree_kernel(choice)
+    target = tiny_target(attention="eagle3_tree", max_position_embeddings=300 + len(choice))
+    pair = compare(target, oracle(target), {"max_new_tokens": 24}, least=1.5, input_ids=prompt())
+    rounds = len(pair.drafted.acceptance_lengths[0])
+    assert len(calls) == (0 if choice == "reference" else 7 * (rounds + 2)), "two more trees are the probe's"
 
 
 @pytest.mark.parametrize("choice", ["auto", "reference", "someone/tree@3"])
