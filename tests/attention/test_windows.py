@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from hf_eagle3.attention import EAGLE3_TREE
 from hf_eagle3.probe import follows_windows
 
-NEW = 64
+NEW = 48
 FAMILIES = ("mistral", "gemma3", "gemma2", "gpt_oss")
 
 
@@ -36,8 +36,10 @@ def test_texts_are_fit_for_a_comparison(family: str) -> None:
     assert out.sequences.tolist() != windowed(family, 400).generate(prompt(), max_new_tokens=NEW).tolist()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("window", "length"), [(12, 9), (8, 1), (12, 40), (2, 5)])
+@pytest.mark.parametrize(
+    ("family", "window", "length"),
+    [*((family, 12, length) for family in FAMILIES for length in (9, 40)), ("mistral", 8, 1), ("gpt_oss", 2, 5)],
+)
 def test_far_beyond_the_window(family: str, window: int, length: int) -> None:
     """From within it, and from a prompt that is longer than it; trees of 14 nodes, deeper than the smallest window."""
     target = windowed(family, window)
@@ -49,8 +51,9 @@ def test_far_beyond_the_window(family: str, window: int, length: int) -> None:
         torch.testing.assert_close(layer.keys, other.keys, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("padding", [3, 30])
+@pytest.mark.parametrize(
+    ("family", "padding"), [("mistral", 3), ("gemma3", 3), ("gemma2", 30), ("gpt_oss", 3), ("mistral", 30)]
+)
 def test_left_padding(family: str, padding: int) -> None:
     """Padding that slides out of the window as the text goes on, and padding that was never in it."""
     target = windowed(family)
@@ -66,7 +69,7 @@ def test_a_chat_goes_on(family: str) -> None:
     head = oracle(target)
     call: dict[str, Any] = {"max_new_tokens": 20, "return_dict_in_generate": True}
     ids, ours, theirs = prompt(), None, None
-    for turn in range(3):
+    for turn in range(2):
         call["attention_mask"] = torch.ones_like(ids)  # token 0, which a text may hold, is the pad token too
         learn_text(target, head, {"max_new_tokens": 20}, input_ids=ids, attention_mask=call["attention_mask"])
         plain = target.generate(ids, **call, past_key_values=theirs)
@@ -82,7 +85,7 @@ def test_a_chat_goes_on(family: str) -> None:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
 def test_a_cache_that_keeps_every_row(family: str) -> None:
     """A user's `DynamicCache()` knows of no windows; the layers' own then count."""
     target = windowed(family)
@@ -98,7 +101,7 @@ def test_a_cache_that_keeps_every_row(family: str) -> None:
 def test_sampling_at_one_token_and_stops_beyond_the_window() -> None:
     target = windowed("gemma3")
     words = target.generate(prompt(), max_new_tokens=NEW)[0, 9:].tolist()
-    compare(target, oracle(target), {"max_new_tokens": NEW, "eos_token_id": words[50]}, input_ids=prompt())
+    compare(target, oracle(target), {"max_new_tokens": NEW, "eos_token_id": words[40]}, input_ids=prompt())
     compare(target, oracle(target), {"max_new_tokens": NEW, "do_sample": True, "top_k": 1}, input_ids=prompt())
 
 
