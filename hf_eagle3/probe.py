@@ -96,26 +96,33 @@ def _refusal(target: PreTrainedModel, problem: str) -> str:
 def _compare(target: PreTrainedModel, boundaries: Sequence[int]) -> Verdict:
     with listening(target) as heard:
         from_tree = _tree_logits(target, boundaries)
-    if backend_of(target) == EAGLE3_TREE:
-        if not heard:
-            return Verdict(
-                f"its layers do not call {EAGLE3_TREE}, as they do not use transformers' attention interface"
-            )
-        layers = DynamicCache(config=target.config.get_text_config(decoder=True)).layers
-        windows = {index: getattr(layer, "sliding_window", None) for index, layer in enumerate(layers)}
-        odd = [window for index, window in heard.items() if window not in (None, windows.get(index, -1))]
-        if odd and not any(isinstance(layer, DummyLayer) for layer in layers):
-            return Verdict(f"a layer asks for a window of {odd[0]}, which its cache does not have")
-        follows = all(window is None or heard.get(index) == window for index, window in windows.items())
-    else:
-        follows = False
+    verdict = _judge_windows(target, heard) if backend_of(target) == EAGLE3_TREE else Verdict(None)
+    if verdict.problem is not None:
+        return verdict
     difference, tolerance = logits_difference(from_tree, _plain_logits(target)), tolerance_of(target)
     if difference <= tolerance:
-        return Verdict(None, follows)
+        return verdict
     return Verdict(
         f"on a small tree its logits differ from plain decoding by {difference:.1e} of their spread, "
         f"{tolerance:.0e} allowed"
     )
+
+
+def _judge_windows(target: PreTrainedModel, heard: dict[int, int | None]) -> Verdict:
+    """What the windows that layers told `eagle3_tree` say of a target: eight tokens are too few to see them slide.
+
+    Args:
+        heard: layer index -> window, as from [`listening`].
+    """
+    if not heard:
+        return Verdict(f"its layers do not call {EAGLE3_TREE}, as they do not use transformers' attention interface")
+    layers = DynamicCache(config=target.config.get_text_config(decoder=True)).layers
+    shared = {index for index, layer in enumerate(layers) if isinstance(layer, DummyLayer)}  # see another's keys
+    cached = {index: getattr(layer, "sliding_window", None) for index, layer in enumerate(layers)}
+    for index, window in heard.items():
+        if window is not None and index not in shared and cached.get(index) != window:
+            return Verdict(f"a layer asks for a window of {window}, which its cache does not have")
+    return Verdict(None, all(window is None or heard.get(index) == window for index, window in cached.items()))
 
 
 def logits_difference(logits: torch.Tensor, plain: torch.Tensor) -> float:

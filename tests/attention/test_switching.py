@@ -23,6 +23,8 @@ from transformers import (
     FalconForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
     LlamaForCausalLM,
     PreTrainedModel,
 )
@@ -155,6 +157,23 @@ def falcon() -> PreTrainedModel:
     return FalconForCausalLM(config).eval()
 
 
+def gemma4(**fields: Any) -> PreTrainedModel:
+    """Its last layers share keys, and skip the rows whose logits nobody wants unless the implementation is "sdpa"."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 8}
+    sizes |= {"vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 3}
+    tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    layers = (["sliding_attention", "full_attention"] * 4)[1:]
+    torch.manual_seed(0)
+    config = Gemma4TextConfig(**sizes, **tokens, layer_types=layers, initializer_range=0.3, **fields)
+    return Gemma4ForCausalLM(config).eval()
+
+
+def test_keys_that_layers_share_slide_too() -> None:
+    """Asked for explicitly, `generate` is exact: it never wants the logits of several rows of a prompt."""
+    drafts(gemma4(sliding_window=12, attn_implementation=EAGLE3_TREE), max_new_tokens=40)
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [
@@ -162,8 +181,9 @@ def falcon() -> PreTrainedModel:
         (lambda: tiny_target(cls=RefusesTrees, attention=None), "bool masks only"),
         (lambda: tiny_target(cls=LooksAtTheName, attention=None), "ordinary calls would differ"),
         (falcon, "attention interface"),
+        (gemma4, "ordinary calls would differ"),
     ],
-    ids=["forgets", "refuses", "name", "falcon"],
+    ids=["forgets", "refuses", "name", "falcon", "gemma4"],
 )
 def test_a_target_that_cannot_keeps_what_it_had(on_a_gpu, make: Any, why: str, caplog, monkeypatch) -> None:
     """Drafted as it is; the reason is told once, in one line."""
