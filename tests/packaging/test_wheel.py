@@ -15,6 +15,7 @@ import pytest
 import hf_eagle3
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+KERNEL = REPOSITORY / "kernels" / "tree_attention" / "torch-ext" / "tree_attention"
 # What the wheel brings beside modules: the head without the text that it learnt from, the page of its card.
 SHIPPED = {
     "embedded_head": {"README.md", "config.json", "generation_config.json", "model.safetensors", "training.json"},
@@ -33,7 +34,9 @@ def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_module_is_in_the_wheel(unpacked: Path) -> None:
     inside = {path.relative_to(unpacked) for path in (unpacked / "hf_eagle3").rglob("*.py")}
-    assert inside == {path.relative_to(REPOSITORY) for path in (REPOSITORY / "hf_eagle3").rglob("*.py")}
+    own = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "hf_eagle3").rglob("*.py")}
+    kernel = {Path("hf_eagle3", "tree_attention", path.relative_to(KERNEL)) for path in KERNEL.rglob("*.py")}
+    assert inside == own | kernel
     assert (unpacked / "hf_eagle3" / "py.typed").is_file()
 
 
@@ -72,3 +75,45 @@ def test_installed_package_finds_its_head_and_answers_for_itself(unpacked: Path,
     assert version == hf_eagle3.__version__
     assert Path(head) == unpacked / "hf_eagle3" / "embedded_head"
     assert model_type == "eagle3"
+
+
+ATTEND = (
+    "import sys; sys.modules['triton'] = None  # as where it is not installed\n"
+    "import torch, hf_eagle3; from hf_eagle3 import tree_attention as kernel\n"
+    "words = kernel.pack_ancestors(torch.tensor([[-1, 0]]))\n"
+    "out = kernel.tree_attention(*torch.ones(3, 1, 1, 2, 16), words, prefix_len=0)\n"
+    "print(kernel.__file__, hf_eagle3.__file__, bool((out == 1).all()))"
+)
+
+
+def test_installed_package_brings_the_kernel(unpacked: Path, tmp_path: Path) -> None:
+    """On the CPU in plain torch, without Triton, which need not be there."""
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    done = subprocess.run(
+        [sys.executable, "-c", ATTEND], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    kernel = unpacked / "hf_eagle3" / "tree_attention" / "__init__.py"
+    assert done.stdout.split() == [str(kernel), str(unpacked / "hf_eagle3" / "__init__.py"), "True"]
+
+
+def test_an_editable_installation_finds_the_kernel_where_it_lies(source: Path, tmp_path: Path) -> None:
+    """In a process that sees the environment's packages, but not what is installed in it as editable."""
+    build = f"import setuptools.build_meta as build; print(build.build_editable({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, check=False, cwd=source)
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "site"
+    with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as archive:
+        archive.extractall(site)
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    code = f"import site, sys; sys.path += [{str(site)!r}, *{packages!r}]; site.addsitedir({str(site)!r})\n{ATTEND}"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=_bare()
+    )
+    assert done.returncode == 0, done.stderr
+    kernel = source / "kernels" / "tree_attention" / "torch-ext" / "tree_attention" / "__init__.py"
+    assert done.stdout.split() == [str(kernel), str(source / "hf_eagle3" / "__init__.py"), "True"]
+
+
+def _bare() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

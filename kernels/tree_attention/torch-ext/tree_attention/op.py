@@ -130,7 +130,7 @@ torch.library.impl(NAME, "CompositeExplicitAutograd", _run)
 _operator = getattr(getattr(torch.ops, NAME.split("::")[0]), NAME.split("::")[1])
 
 
-@torch.library.register_fake(NAME)
+@torch.library.register_fake(add_op_namespace_prefix("tree_attention"))  # as kernel-builder checks for
 def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: object) -> torch.Tensor:
     batch, heads, nodes, _ = q.shape
     return q.new_empty(batch, nodes, heads, v.shape[-1])
