@@ -23,6 +23,7 @@ from .modeling_eagle import EagleDraftModel
 from .modeling_eagle3 import Eagle3DraftModel, Eagle3Output
 from .static_tree import StaticTree
 from .tree import DraftTree, TreeShape
+from .tree_kernel import use_tree_kernel
 
 if TYPE_CHECKING:
     from .training.arguments import Eagle3TrainingArguments
@@ -48,6 +49,7 @@ __all__ = [
     "install",
     "load_head",
     "uninstall",
+    "use_tree_kernel",
 ]
 
 # Names whose modules need more than drafting does; imported when they are asked for.

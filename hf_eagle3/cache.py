@@ -57,22 +57,34 @@ def keep_path(cache: Cache, prefix_len: int, path: list[int]) -> None:
     """Keep the rows of a path of tree nodes, drop the other nodes' (in place).
 
     Args:
-        cache: holds `prefix_len` committed positions, then one row for each node.
+        cache: holds `prefix_len` committed positions (of them a sliding layer the last ones that its window shows),
+            then one row for each node.
         path: nodes kept, ascending, root first; they become positions `prefix_len` onwards.
     """
-    end = prefix_len + len(path)
     in_place = next((place for place, node in enumerate(path) if node != place), len(path))
-    first, moved = prefix_len + in_place, torch.tensor(path[in_place:], dtype=torch.long) + prefix_len
-    rows: dict[torch.device, torch.Tensor] = {}
+    moved = torch.tensor(path[in_place:], dtype=torch.long)
+    rows: dict[tuple[torch.device, int], torch.Tensor] = {}
     layers: list[Any] = cache.layers  # of the growing kinds: `check_cache` has seen them
     for layer in layers:
         if isinstance(layer, DummyLayer) or not layer.is_initialized:
             continue  # a layer that shares another's keys and values
+        held = _held(layer, prefix_len)
         if len(moved):
             device = layer.keys.device
-            index = rows.setdefault(device, moved.to(device))
+            index = rows.setdefault((device, held), (moved + held).to(device))
             for states in (layer.keys, layer.values):
-                states[:, :, first:end] = states.index_select(2, index)
-        layer.keys, layer.values = layer.keys[:, :, :end], layer.values[:, :, :end]
+                states[:, :, held + in_place : held + len(path)] = states.index_select(2, index)
+        end = held + len(path)
+        first = max(0, end - layer.sliding_window + 1) if layer.is_sliding else 0
+        layer.keys, layer.values = layer.keys[:, :, first:end], layer.values[:, :, first:end]
         if layer.is_sliding:
-            layer.cumulative_length = end
+            layer.cumulative_length = prefix_len + len(path)
+
+
+def _held(layer: Any, prefix_len: int) -> int:
+    """How many of the committed positions have rows in a layer; its nodes' rows come behind them."""
+    if not layer.is_sliding:
+        return prefix_len
+    rows, nodes = layer.keys.shape[2], layer.get_seq_length() - prefix_len
+    # A forward that broke off inside this layer has counted its nodes and not stored them.
+    return rows - nodes if rows - nodes >= min(prefix_len, layer.sliding_window - 1) else rows

@@ -15,9 +15,11 @@ from transformers.generation.logits_process import PrefixConstrainedLogitsProces
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .acceptance import greedy, sample, walk
+from .attention import EAGLE3_TREE, backend_of, has_holes
 from .cache import check_cache, keep_path, recording
 from .drafters.base import TreeDrafter
 from .limits import check_length, last_position
+from .probe import follows_windows
 from .states import capturing
 from .tree import DraftTree
 from .verification import Verified, verify
@@ -103,8 +105,13 @@ class TreeDecoding:
         mask, ids = self.model_kwargs.get("attention_mask"), self.input_ids.shape[1]
         # `generate` notes the length of a mask that it drops: it counts what is only cached, or came as embeddings.
         self.prompt_length = getattr(self.config, "_mask_length", ids) if mask is None else mask.shape[1]
-        check_length(self.target.config, self.prompt_length, self.prompt_length + self.config.max_length - ids)
-        self.last_position = last_position(self.target.config, self.prompt_length)
+        self.holes = mask is not None and mask.dim() == 2 and has_holes(mask)
+        follows = follows_windows(self.target)
+        slides = follows and not self.holes
+        advice = "padding" if follows else "none" if backend_of(self.target) == EAGLE3_TREE else "implementation"
+        longest = self.prompt_length + self.config.max_length - ids
+        check_length(self.target.config, self.prompt_length, longest, slides, advice)
+        self.last_position = last_position(self.target.config, self.prompt_length, slides)
 
     def _prefill(self) -> None:
         """Run the target over the prompt as plain `generate` does, capture the boundaries, choose the first token."""
@@ -160,6 +167,7 @@ class TreeDecoding:
             self.committed,
             self.root_position,
             self.drafter.boundaries,
+            holes=self.holes,
             **self.model_kwargs,
         )
 

@@ -20,7 +20,7 @@ from packaging.version import Version
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerationMixin
 
-from . import head_files, layouts
+from . import attention, head_files, layouts, switching
 from .decoding import TreeDecoderOnlyOutput, TreeDecoding
 from .drafters.state import DraftState
 from .loading import HEADS, head_from
@@ -262,8 +262,8 @@ _WRAPS: tuple[tuple[type, str, Callable[[Any], Any]], ...] = (
 
 
 def install() -> None:
-    """Let transformers take draft heads: the Auto classes and the three wraps. `import hf_eagle3` calls it; calling
-    it again changes nothing.
+    """Let transformers take draft heads: the Auto classes, the attention implementation `eagle3_tree` and the three
+    wraps. `import hf_eagle3` calls it; calling it again changes nothing.
 
     Raises:
         ImportError: if this transformers is not one that the wraps were tested with.
@@ -284,6 +284,7 @@ def install() -> None:
     for config, model in HEADS.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
+    attention.register()
     for owner, name, wrap in _WRAPS:
         if (owner, name) not in _ORIGINALS:
             original = owner.__dict__[name]
@@ -293,14 +294,16 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Take the three wraps off again. One that somebody else has wrapped in turn stays and hands everything on; the
-    Auto classes keep knowing our config, which harms nobody."""
+    """Take the three wraps off again, and give targets the attention implementation back that they came with. A wrap
+    that somebody else has wrapped in turn stays and hands everything on; transformers keeps knowing our configs and
+    `eagle3_tree`, which harms nobody."""
     global _installed
     _installed = False
     for (owner, name), (original, ours) in list(_ORIGINALS.items()):
         if owner.__dict__[name] is ours:
             setattr(owner, name, original)
             del _ORIGINALS[owner, name]
+    switching.restore_all()
 
 
 __all__ = ["DEFAULT_TREES", "DRAFTERS", "DraftCall", "drafting_with", "install", "uninstall"]

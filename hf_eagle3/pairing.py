@@ -16,8 +16,8 @@ from .drafters.eagle import EagleCandidateGenerator
 from .drafters.parallel import eagle3_drafter
 from .modeling_eagle import EagleDraftModel
 from .modeling_eagle3 import Eagle3DraftModel
-from .probe import check_target
 from .static_tree import static_tree
+from .switching import meet
 from .tree import TreeShape
 
 # Where neither the call nor the head says otherwise. A GPU verifies sixty nodes for about the price of one (the
@@ -74,7 +74,7 @@ def check_pair(target: PreTrainedModel, head: PreTrainedModel) -> None:
             f"The head reads target states of width {config.target_hidden_size} but the target's are "
             f"{text.hidden_size} wide; use the target this head was trained for."
         )
-    check_target(target, config.boundaries_for(text.num_hidden_layers))
+    meet(target, config.boundaries_for(text.num_hidden_layers))
 
 
 def tree_shape(

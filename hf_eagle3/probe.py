@@ -9,15 +9,17 @@ import hashlib
 import math
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DummyLayer, DynamicCache
 
-from .attention import backend_of
+from .attention import EAGLE3_TREE, backend_of, listening
 from .cache import check_cache, keep_path, recording
 from .states import input_device
 from .tree import DraftTree
+from .tree_kernel import tree_kernel
 from .verification import verify
 
 # Largest difference between tree and plain logits that is still rounding: root mean square over the vocabulary, as a
@@ -26,8 +28,21 @@ from .verification import verify
 # in bfloat16 sees only that much; what a family does in one layer is what the test over all families sees, in float32.
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
 
-_VERDICTS: dict[str, str | None] = {}
-_WELCOME: weakref.WeakKeyDictionary[PreTrainedModel, set[str]] = weakref.WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    Args:
+        problem: what is wrong with trees on a target, or `None`.
+        follows_windows: whether every layer that has a window tells it to `eagle3_tree`.
+    """
+
+    problem: str | None
+    follows_windows: bool = False
+
+
+_VERDICTS: dict[str, Verdict] = {}
+_WELCOME: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, Verdict]] = weakref.WeakKeyDictionary()
 
 
 def check_target(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
@@ -39,8 +54,10 @@ def check_target(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
     Raises:
         ValueError: if the target cannot run a tree, or the logits differ beyond `PROBE_TOLERANCE`.
     """
-    quick = f"{backend_of(target)} {target.dtype} {list(boundaries)} training={target.training}"
-    if quick in _WELCOME.setdefault(target, set()):
+    backend = backend_of(target)
+    by = f"{backend} by {tree_kernel().name} on {target.device.type}" if backend == EAGLE3_TREE else backend
+    quick = f"{by} {target.dtype} {list(boundaries)} training={target.training}"
+    if quick in _WELCOME.setdefault(target, {}):
         return
     key = hashlib.sha256(f"{type(target)} {quick} {target.config.to_json_string()}".encode()).hexdigest()
     if key not in _VERDICTS:
@@ -53,30 +70,78 @@ def check_target(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
             except Exception as error:  # anything that any model's code may raise; not remembered: it may pass
                 reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
                 raise ValueError(_refusal(target, f"{type(error).__name__}: {reason}")) from error
-    problem = _VERDICTS[key]
-    if problem is not None:
-        raise ValueError(_refusal(target, problem))
-    _WELCOME[target].add(quick)
+    verdict = _VERDICTS[key]
+    if verdict.problem is not None:
+        raise ValueError(_refusal(target, verdict.problem))
+    _WELCOME[target][quick] = verdict
+
+
+def follows_windows(target: PreTrainedModel) -> bool:
+    """Whether trees slide with a target's windows: it has been let in with `eagle3_tree`, and its layers tell them."""
+    backend = backend_of(target)
+    met = _WELCOME.get(target, {}).items()
+    return backend == EAGLE3_TREE and any(
+        verdict.follows_windows for quick, verdict in met if quick.startswith(backend)
+    )
 
 
 def _refusal(target: PreTrainedModel, problem: str) -> str:
     advice = "it is in training mode, so call `target.eval()` first" if target.training else ""
+    if not advice and backend_of(target) == EAGLE3_TREE:
+        advice = 'load it with `attn_implementation="sdpa"` or `"eager"`, or call `generate` without a draft head'
     advice = advice or "call `generate` without a draft head"
     return f"{type(target).__name__} cannot verify a draft tree ({problem}); {advice}."
 
 
-def _compare(target: PreTrainedModel, boundaries: Sequence[int]) -> str | None:
-    """What is wrong with tree verification on this target, or `None`."""
-    from_tree, plain = _tree_logits(target, boundaries), _plain_logits(target)
-    spread = plain.std(-1).clamp(min=1e-6)
-    difference = float(((from_tree - plain).square().mean(-1).sqrt() / spread).max())
-    tolerance = PROBE_TOLERANCE.get(target.dtype, PROBE_TOLERANCE[torch.bfloat16])
+def _compare(target: PreTrainedModel, boundaries: Sequence[int]) -> Verdict:
+    with listening(target) as heard:
+        from_tree = _tree_logits(target, boundaries)
+    verdict = _judge_windows(target, heard) if backend_of(target) == EAGLE3_TREE else Verdict(None)
+    if verdict.problem is not None:
+        return verdict
+    difference, tolerance = logits_difference(from_tree, _plain_logits(target)), tolerance_of(target)
     if difference <= tolerance:
-        return None
-    return (
+        return verdict
+    return Verdict(
         f"on a small tree its logits differ from plain decoding by {difference:.1e} of their spread, "
         f"{tolerance:.0e} allowed"
     )
+
+
+def _judge_windows(target: PreTrainedModel, heard: dict[int, int | None]) -> Verdict:
+    """What the windows that layers told `eagle3_tree` say of a target: eight tokens are too few to see them slide.
+
+    Args:
+        heard: layer index -> window, as from [`listening`].
+    """
+    if not heard:
+        return Verdict(f"its layers do not call {EAGLE3_TREE}, as they do not use transformers' attention interface")
+    layers = DynamicCache(config=target.config.get_text_config(decoder=True)).layers
+    shared = {index for index, layer in enumerate(layers) if isinstance(layer, DummyLayer)}  # see another's keys
+    cached = {index: getattr(layer, "sliding_window", None) for index, layer in enumerate(layers)}
+    for index, window in heard.items():
+        if window is not None and index not in shared and cached.get(index) != window:
+            return Verdict(f"a layer asks for a window of {window}, which its cache does not have")
+    return Verdict(None, all(window is None or heard.get(index) == window for index, window in cached.items()))
+
+
+def logits_difference(logits: torch.Tensor, plain: torch.Tensor) -> float:
+    """The largest difference between two `[rows, vocab]`, in the measure of `PROBE_TOLERANCE`."""
+    spread = plain.std(-1).clamp(min=1e-6)
+    return float(((logits - plain).square().mean(-1).sqrt() / spread).max())
+
+
+def tolerance_of(target: PreTrainedModel) -> float:
+    """Of `PROBE_TOLERANCE`, what holds for the target's dtype."""
+    return PROBE_TOLERANCE.get(target.dtype, PROBE_TOLERANCE[torch.bfloat16])
+
+
+@torch.no_grad()
+def last_logits(target: PreTrainedModel) -> torch.Tensor:
+    """The logits of the last two of a few tokens, in one ordinary forward that computes no others where it can."""
+    ids = torch.tensor([_probe_ids(target)[:5]], device=input_device(target))
+    fewer = {"logits_to_keep": 2} if target._supports_logits_to_keep() else {}
+    return target(ids, use_cache=False, **fewer).logits[0, -2:].float()
 
 
 def _probe_ids(target: PreTrainedModel) -> list[int]:

@@ -39,6 +39,8 @@ def verify(
     committed: torch.Tensor,
     root_position: torch.Tensor,
     boundaries: Sequence[int],
+    *,
+    holes: bool = False,
     **model_kwargs: Any,
 ) -> Verified:
     """Run the target once over all nodes of a tree.
@@ -49,6 +51,7 @@ def verify(
         committed: bool `[batch, cached]`, the cached positions that are not padding.
         root_position: int64 `[..., 1]`, position ids of the root (some targets have several kinds of positions).
         boundaries: which states to capture.
+        holes: whether some of the padding is not on the left.
         model_kwargs: whatever else the target's forward gets in plain `generate`.
     """
     for name in ("attention_mask", "position_ids", "logits_to_keep", "output_hidden_states", "past_key_values"):
@@ -62,7 +65,7 @@ def verify(
     )
     # A prompt may be on the CPU though the target is not: transformers has moved the tokens by now.
     device = inputs["input_ids"].device
-    inputs["attention_mask"] = tree_mask(tree, committed, backend_of(target), target.dtype).to(device)
+    inputs["attention_mask"] = tree_mask(tree, committed, backend_of(target), target.dtype, holes).to(device)
     inputs["position_ids"] = (root_position + tree.depths.to(root_position.device)).to(device)
     with capturing(target, boundaries) as capture:
         outputs = target(**inputs, **capture.asked, return_dict=True)

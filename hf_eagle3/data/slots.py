@@ -18,7 +18,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-_BACKENDS = ("sdpa", "eager")  # attention implementations that take a mask of every row's own columns
+from ..attention import EAGLE3_TREE
+
+_BACKENDS = ("sdpa", "eager", EAGLE3_TREE)  # attention implementations that take a mask of every row's own columns
 _TOP_K = 256
 _ASK_EVERY = 32  # tokens of a row between two questions whether it is worth going on
 
@@ -234,8 +236,8 @@ class SlotDecoder:
         yield from self._append(live, out.logits[live, -1])
 
     def _mask(self, visible: torch.Tensor) -> torch.Tensor:
-        """As the attention takes it: sdpa a bool mask, while eager adds what it is given, bool or not."""
-        if self.backend == "sdpa":
+        """As the attention takes it: eager adds what it is given, bool or not, while the others take a bool mask."""
+        if self.backend != "eager":
             return visible
         dtype = self.model.dtype
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)

@@ -15,9 +15,12 @@ import pytest
 import torch
 from helpers.oracle import oracle
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from hf_eagle3.probe import check_target
+from hf_eagle3 import switching
+from hf_eagle3.attention import EAGLE3_TREE, backend_of
+from hf_eagle3.probe import check_target, follows_windows
 
 LAYERS = 4
 SIZES = dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 32)
@@ -32,15 +35,16 @@ SIZES |= {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope
 SIZES |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "state_size": 8, "head_dim": 8}
 SIZES |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # At least so many families must hold a tree, and so many be refused: fewer, and the sweep has stopped seeing them.
-FEWEST_HELD, FEWEST_REFUSED = 85, 30
+FEWEST_HELD, FEWEST_REFUSED, FEWEST_TAKEN = 85, 30, 80
+WINDOW = 12  # shorter than the texts here
 
 
-def shrunken(model_type: str) -> PreTrainedModel | None:
+def shrunken(model_type: str, **sizes: int) -> PreTrainedModel | None:
     """A tiny random model of the type in float32, or `None` if its config does not shrink by common field names."""
     try:
         config = AutoConfig.for_model(model_type)
         for part in (config, config.get_text_config(decoder=True)):
-            for name, size in SIZES.items():
+            for name, size in (SIZES | sizes).items():
                 if getattr(part, name, None) is not None or name == "vocab_size":
                     with contextlib.suppress(AttributeError):  # derived from other fields
                         setattr(part, name, size)
@@ -98,6 +102,51 @@ def test_the_probe_tells_which_targets_hold_a_tree() -> None:
     assert len(refused) >= FEWEST_REFUSED
     assert {"llama", "qwen3", "mistral", "gemma2", "gpt2", "gpt_neox", "phi", "opt", "falcon"} <= set(held)
     assert {"mpt", "qwen3_next", "zamba2"} <= set(refused)
+
+
+@pytest.mark.slow
+def test_eagle3_tree_on_every_target_that_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if on a GPU: chosen by itself wherever it can be, and then the tokens are those of plain `generate` before it
+    was chosen, past windows that are shorter than the text; a family that keeps what it had is drafted as ever."""
+    monkeypatch.setattr(switching, "kernel_pays", lambda target: True)
+    taken, sliding, kept, differing, lengths = [], [], [], [], []
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        model = shrunken(model_type, sliding_window=WINDOW)
+        if model is None or getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0) != LAYERS:
+            continue
+        ids = torch.tensor([[5, 17, 9, 40]])
+        options: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None}
+        head = oracle(model, boundaries=[1, 2])
+        try:
+            before = model.generate(ids, **options)  # as transformers runs it
+            switching.meet(model, [1, 2])
+        except Exception:  # a family that generates nothing, or holds no tree: the test above is about those
+            continue
+        if backend_of(model) != EAGLE3_TREE:
+            kept.append(model_type)
+            continue
+        taken.append(model_type)
+        head.learn(before)
+        windows = {getattr(layer, "sliding_window", None) for layer in DynamicCache(config=model.config).layers}
+        if WINDOW in windows and not follows_windows(model):
+            kept.append(f"{model_type} (past its window)")
+            with pytest.raises(ValueError, match=f"sliding window of {WINDOW}"):
+                model.generate(ids, assistant_model=head, **options)
+            continue
+        out = model.generate(ids, assistant_model=head, return_dict_in_generate=True, **options)
+        after = model.generate(ids, **options)
+        if not before.tolist() == after.tolist() == out.sequences.tolist():
+            differing.append(model_type)
+        lengths += out.acceptance_lengths[0]
+        if WINDOW in windows:
+            sliding.append(model_type)
+    switching.restore_all()
+    print(f"{len(taken)} take it, {len(sliding)} of them past a window; {len(kept)} do not: {', '.join(kept)}")
+    print(f"sliding: {', '.join(sliding)}; mean acceptance length {np.mean(lengths):.2f}")
+    assert not differing
+    assert np.mean(lengths) > 1.5
+    assert len(taken) >= FEWEST_TAKEN
+    assert {"mistral", "gemma2", "gemma3_text", "gpt_oss", "cohere2", "olmo3"} <= set(sliding)
 
 
 def test_falcon_is_judged_by_its_config_not_its_class() -> None:

@@ -58,11 +58,13 @@ def test_target_offloaded_to_memory(golden_target, golden_head) -> None:
     assert pair.plain.sequences.tolist() == golden_target.generate(ids, **OPTIONS).tolist()
 
 
-def test_a_target_that_is_offloaded_when_it_is_first_met() -> None:
-    """The probe too has to find a device for its tokens."""
+@pytest.mark.parametrize("attention", ["sdpa", "eagle3_tree"])
+def test_a_target_that_is_offloaded_when_it_is_first_met(attention: str) -> None:
+    """The probe too has to find a device for its tokens, and a packed tree passes accelerate's hooks."""
     from accelerate import cpu_offload
 
-    target = cpu_offload(tiny_target(max_position_embeddings=509), execution_device=torch.device("cpu"))
+    target = tiny_target(max_position_embeddings=509, attention=attention)
+    target = cpu_offload(target, execution_device=torch.device("cpu"))
     compare(target, oracle(target), {"max_new_tokens": 12}, input_ids=prompt())
 
 
@@ -107,7 +109,7 @@ def test_head_of_another_dtype(golden_target, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "eagle3_tree"])
 def test_target_of_half_precision(golden_head, dtype: torch.dtype, attention: str) -> None:
     """There a batched forward may turn a near tie, so only the first tokens are held against plain `generate`; but the
     drafts must be accepted about as often."""

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -34,8 +40,40 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], dict[st
     "phi3": (Phi3Config, Phi3ForCausalLM, {"num_key_value_heads": 2}),
     "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, {}),
 }
+# Families whose layers ask more of attention than the others': windows on some of them, capped scores, sinks.
+MIXED = (["sliding_attention", "full_attention"] * 4)[:7]
+SPECIAL: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], dict[str, Any]]] = {
+    "gemma3": (
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "layer_types": MIXED},
+    ),
+    "gemma2": (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "layer_types": MIXED,
+            "attn_logit_softcapping": 2.0,
+        },
+    ),
+    "gpt_oss": (
+        GptOssConfig,
+        GptOssForCausalLM,
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "layer_types": MIXED,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+}
 # Weights whose greedy texts are varied and without near ties (a test sees to it).
-SEEDS = {"llama": 4, "qwen3": 3, "mistral": 3, "phi3": 0, "gpt_neox": 15}
+SEEDS = {"llama": 4, "qwen3": 3, "mistral": 3, "phi3": 0, "gpt_neox": 15, "gemma3": 7, "gemma2": 7, "gpt_oss": 6}
 
 
 def tiny_target(
@@ -49,13 +87,13 @@ def tiny_target(
     """A random float32 target of seven layers over `VOCABULARY` tokens, without any end-of-text token.
 
     Args:
-        family: one of `FAMILIES`.
+        family: one of `FAMILIES` or `SPECIAL`.
         attention: its attention implementation.
         seed: of its weights.
         cls: a subclass to build in place of the family's class.
         overrides: fields of its config.
     """
-    config_class, model_class, fields = FAMILIES[family]
+    config_class, model_class, fields = (FAMILIES | SPECIAL)[family]
     defaults: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,

@@ -11,10 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_eagle3 import DraftTree, load_head
+from hf_eagle3.attention import EAGLE3_TREE
 from hf_eagle3.head import DraftHead
 
 FOLDER = Path(__file__).parent.parent / "golden"
 PAIRS = ("eagle3_llama", "eagle3_qwen3", "eagle1_llama")
+# How the target attends: by dense masks, and by packed trees (in plain torch, on a CPU).
+ATTENTIONS = ("sdpa", EAGLE3_TREE)
 # Below these gaps another float32 implementation may keep other nodes, or order them otherwise (golden/README.md).
 BOUNDARY_GAP = ORDER_GAP = 1e-5
 
@@ -26,10 +29,11 @@ def dump(name: str) -> dict[str, Any]:
 
 
 @functools.cache
-def pair(name: str) -> tuple[PreTrainedModel, DraftHead]:
+def pair(name: str, attention: str = "sdpa") -> tuple[PreTrainedModel, DraftHead]:
     """Target and head of a golden pair, both in float32 (heads are stored in float16)."""
     target_name = name.split("_", 1)[1] + "_target"
-    target = AutoModelForCausalLM.from_pretrained(FOLDER / "models" / target_name, dtype=torch.float32)
+    options = {"dtype": torch.float32, "attn_implementation": attention}
+    target = AutoModelForCausalLM.from_pretrained(FOLDER / "models" / target_name, **options)
     head = load_head(FOLDER / "models" / f"{name}_head", dtype=torch.float32)
     return target.eval(), head
 

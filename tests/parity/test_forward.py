@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import FOLDER, PAIRS, pair
+from golden import ATTENTIONS, FOLDER, PAIRS, pair
 from safetensors.torch import load_file
 from transformers.cache_utils import DynamicCache
 
@@ -17,10 +17,11 @@ def close(ours: torch.Tensor, official: torch.Tensor) -> None:
     torch.testing.assert_close(ours, official, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("name", PAIRS)
 @torch.no_grad()
-def test_forward_equals_the_official_one(name: str) -> None:
-    target, head = pair(name)
+def test_forward_equals_the_official_one(name: str, attention: str) -> None:
+    target, head = pair(name, attention)
     golden = load_file(FOLDER / "dumps" / f"forward__{name}.safetensors")
     boundaries = head.config.boundaries_for(target.config.num_hidden_layers)
     hidden = target(golden["input_ids"], output_hidden_states=True).hidden_states

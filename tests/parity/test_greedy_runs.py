@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden import BOUNDARY_GAP, ORDER_GAP, PAIRS, dump, golden_paths, pair, tree_paths
+from golden import ATTENTIONS, BOUNDARY_GAP, ORDER_GAP, PAIRS, dump, golden_paths, pair, tree_paths
 
 from hf_eagle3 import DraftTree, TreeShape
 from hf_eagle3 import generation as doors
@@ -34,8 +34,10 @@ def recording(make: Callable[..., TreeDrafter], trees: list[DraftTree]) -> Calla
     return made
 
 
-def run(name: str, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[DraftTree]]:
-    target, head = pair(name)
+def run(
+    name: str, golden: dict[str, Any], attention: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, list[DraftTree]]:
+    target, head = pair(name, attention)
     trees: list[DraftTree] = []
     monkeypatch.setitem(doors.DRAFTERS, type(head), recording(doors.DRAFTERS[type(head)], trees))
     out = target.generate(
@@ -66,10 +68,11 @@ def assert_same_tree(tree: DraftTree, step: dict[str, Any]) -> None:
         assert seen == rows
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(("name", "number"), RUNS)
-def test_run_equals_the_official_one(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_equals_the_official_one(name: str, number: int, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     golden = dump(f"greedy__{name}__t60_d5_k10")["runs"][number]
-    out, trees = run(name, golden, monkeypatch)
+    out, trees = run(name, golden, attention, monkeypatch)
     new_ids = out.sequences[0, len(golden["prompt_ids"]) :].tolist()
     assert new_ids == golden["eagle_ids"][: len(new_ids)]
     steps = golden["steps"][: len(trees)]

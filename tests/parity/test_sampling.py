@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import dump, pair
+from golden import ATTENTIONS, dump, pair
 from scipy.stats import chi2
 from transformers import DynamicCache, LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -88,9 +88,9 @@ def tree_of(case: dict[str, Any]) -> tuple[list[int], list[list[int]], list[torc
 
 @functools.cache
 @torch.no_grad()
-def tree_after(ids: tuple[int, ...]) -> tuple[DraftTree, torch.Tensor]:
+def tree_after(ids: tuple[int, ...], attention: str) -> tuple[DraftTree, torch.Tensor]:
     """The draft tree rooted at the last of `ids` and the target's logits at its nodes: deterministic, so made once."""
-    target, head = pair("eagle3_sampling")
+    target, head = pair("eagle3_sampling", attention)
     tokens, cache = torch.tensor([ids]), DynamicCache(config=target.config)
     drafter = Eagle3CandidateGenerator(head, target, SHAPE)
     out = target(tokens[:, :-1], past_key_values=cache, use_cache=True, **drafter.model_kwargs_overrides)
@@ -102,11 +102,11 @@ def tree_after(ids: tuple[int, ...]) -> tuple[DraftTree, torch.Tensor]:
     return tree, verified.logits[0].float()
 
 
-def draw(prompt: list[int], warp: LogitsProcessorList, first: int) -> list[int]:
+def draw(prompt: list[int], warp: LogitsProcessorList, first: int, attention: str) -> list[int]:
     """Three tokens after the prompt, the first of them given, by rounds of drafting and acceptance."""
     new = [first]
     while len(new) < 3:
-        tree, logits = tree_after((*prompt, *new))
+        tree, logits = tree_after((*prompt, *new), attention)
         steps = walk(tree.children(0), tree.tokens[0].tolist(), lambda node, drafted: sample(scores(node), drafted))
 
         def scores(node: int, logits: torch.Tensor = logits) -> torch.Tensor:
@@ -128,13 +128,14 @@ def assert_fits(counts: np.ndarray, expected: np.ndarray) -> None:
     assert chi2.sf(statistic, keep.sum() - 1) > 1e-4
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("name", list(EXACT["configs"]))
-def test_joint_distribution(name: str) -> None:
+def test_joint_distribution(name: str, attention: str) -> None:
     config, prompt, samples = EXACT["configs"][name], EXACT["prompt_ids"], 3000
     warp = warpers(config["temperature"], config["top_p"], config["top_k"])
     torch.manual_seed(7)
     firsts = torch.multinomial(torch.tensor(config["p_first"]), samples, replacement=True).tolist()
-    drawn = np.array([draw(prompt, warp, first) for first in firsts])
+    drawn = np.array([draw(prompt, warp, first, attention) for first in firsts])
     vocab = EXACT["vocab"]
     joint2 = np.array(config["joint2"])
     joint3 = joint2[..., None] * np.array(config["p3_given_12"])
@@ -145,11 +146,12 @@ def test_joint_distribution(name: str) -> None:
     assert_fits(counts3.ravel(), samples * joint3.ravel())
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("name", ["T1.3_topk5"])
-def test_generate_samples_the_joint_distribution(name: str) -> None:
+def test_generate_samples_the_joint_distribution(name: str, attention: str) -> None:
     """The same through the front door, with fewer samples."""
     config, prompt, samples = EXACT["configs"][name], torch.tensor([EXACT["prompt_ids"]]), 400
-    target, head = pair("eagle3_sampling")
+    target, head = pair("eagle3_sampling", attention)
     knobs = {"temperature": config["temperature"], "top_p": 1.0, "top_k": config["top_k"] or None}
     torch.manual_seed(11)
     counts, lengths = np.zeros((EXACT["vocab"],) * 2), []

@@ -32,7 +32,7 @@ def decoded(target: LlamaForCausalLM, wanted: list[Request], slots: int) -> dict
     return {done.request.payload: done.new_ids for done in decoder.run(iter(wanted))}
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "eagle3_tree"])
 def test_slots_write_what_generate_writes(target: LlamaForCausalLM, attention: str) -> None:
     target.set_attn_implementation(attention)
     found = decoded(target, requests(20), slots=3)

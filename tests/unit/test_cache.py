@@ -51,9 +51,9 @@ def filled(kind: str, *lengths: int) -> DynamicCache:
 
 
 @st.composite
-def paths(draw: st.DrawFn) -> tuple[int, int, list[int]]:
+def paths(draw: st.DrawFn, most: int = 12) -> tuple[int, int, list[int]]:
     """Committed positions, nodes of a tree after them, and a path through the tree."""
-    committed, nodes = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    committed, nodes = draw(st.integers(1, most)), draw(st.integers(1, 12))
     others = draw(st.sets(st.integers(1, nodes - 1))) if nodes > 1 else set()
     return committed, nodes, [0, *sorted(others)]
 
@@ -76,7 +76,7 @@ def test_keeps_what_a_plain_gather_would(kind: str, case: tuple[int, int, list[i
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @settings(deadline=None, max_examples=30)
-@given(case=paths(), following=st.integers(1, 5))
+@given(case=paths(most=3 * WINDOW), following=st.integers(1, 5))
 def test_goes_on_as_if_only_the_path_had_been_there(
     kind: str, case: tuple[int, int, list[int]], following: int
 ) -> None:
@@ -95,6 +95,36 @@ def test_goes_on_as_if_only_the_path_had_been_there(
         mine, theirs = (one.update(states, -states, index) for one in (cache, plain))
         assert torch.equal(mine[0], theirs[0])
         assert torch.equal(mine[1], theirs[1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=paths(most=3 * WINDOW), recorded=st.booleans())
+def test_a_window_keeps_its_last_rows(case: tuple[int, int, list[int]], recorded: bool) -> None:
+    """As transformers' own `crop` leaves it, whether or not the prompt's rows were all kept."""
+    committed, nodes, path = case
+    cache = DynamicCache(config=CONFIGS["sliding"])
+    for number, length in enumerate((committed, nodes)):
+        if number or recorded:
+            cache.activate_past_recording()
+        cache.update(rows(length, number * committed), -rows(length, number * committed), 0)
+    keep_path(cache, committed, path)
+    kept = [*range(committed), *(committed + node for node in path)][-(WINDOW - 1) :]
+    layer = cache.layers[0]
+    assert torch.equal(layer.keys, rows(committed + nodes, 0)[:, :, kept])
+    assert torch.equal(layer.values, -layer.keys)
+    assert layer.get_seq_length() == committed + len(path)
+
+
+@pytest.mark.parametrize("committed", [5, WINDOW - 1, WINDOW, 3 * WINDOW])
+def test_a_forward_that_broke_off_inside_a_window(committed: int) -> None:
+    """The layer has counted its nodes, and memory ran out before it had their rows."""
+    cache = filled("sliding", committed)
+    keep_path(cache, committed, [])
+    before = [layer.keys.clone() for layer in cache.layers]
+    cache.layers[0].cumulative_length += 7
+    keep_path(cache, committed, [])
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
+    assert {layer.get_seq_length() for layer in cache.layers} == {committed}
 
 
 def test_a_copy_made_before_is_not_written_into() -> None:

@@ -8,6 +8,7 @@ import pytest
 from transformers import (
     Gemma2Config,
     GPT2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MptConfig,
@@ -16,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from hf_eagle3.limits import check_length, last_position
+from hf_eagle3.limits import WINDOW_ADVICE, check_length, last_position
 
 SIZES: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
@@ -77,3 +78,32 @@ def test_a_prompt_beyond_the_switch_of_long_rope_meets_no_change() -> None:
 
 def test_nothing_limits_positions_by_bias() -> None:
     assert last_position(CASES["positions by bias"][0], 10) is None
+
+
+# ---------------------------------------------------------------------- windows that trees slide with
+
+CHUNKED = Llama4TextConfig(**SIZES, attention_chunk_size=32, layer_types=["chunked_attention", "full_attention"])
+
+
+@pytest.mark.parametrize("name", ["window", "some layers with a window"])
+def test_windows_that_slide_are_no_limit(name: str) -> None:
+    config, _ = CASES[name]
+    check_length(config, 10, 10**6, slides=True)
+    positions = config.max_position_embeddings
+    assert last_position(config, 10, slides=True) == positions - 1
+
+
+def test_chunks_never_slide() -> None:
+    """Nor do rotary frequencies that change."""
+    for config, limit in ((CHUNKED, 32), (CASES["long rope"][0], 64)):
+        check_length(config, 10, limit, slides=True)
+        with pytest.raises(ValueError, match=f"{limit + 1} positions.* {limit}[ ,].*without a head"):
+            check_length(config, 10, limit + 1, slides=True, advice="implementation")
+        assert last_position(config, 10, slides=True) == limit - 1
+
+
+@pytest.mark.parametrize("advice", WINDOW_ADVICE)
+def test_what_is_said_of_a_window(advice: str) -> None:
+    with pytest.raises(ValueError, match="sliding window of 48") as error:
+        check_length(CASES["window"][0], 10, 49, advice=advice)
+    assert WINDOW_ADVICE[advice] in str(error.value)
