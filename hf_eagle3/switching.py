@@ -53,8 +53,8 @@ def restore_all() -> None:
 
 
 def kernel_pays(target: PreTrainedModel) -> bool:
-    """Whether trees run faster by our kernel than by dense masks: on a GPU that Triton compiles for."""
-    return target.device.type == "cuda" and not tree_kernel().is_reference
+    """Whether trees run by our kernel here, and not by its plain-torch twin: on an NVIDIA GPU with Triton."""
+    return target.device.type == "cuda" and torch.version.cuda is not None and not tree_kernel().is_reference
 
 
 def _is_settled(target: PreTrainedModel) -> bool:
