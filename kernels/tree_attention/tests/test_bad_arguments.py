@@ -9,7 +9,7 @@ import pytest
 import torch
 import trees
 from cases import Case, batch_of
-from subject import pack_ancestors, tree_attention
+from subject import pack_ancestors, tree_attention, tree_attention_reference
 
 _CASE = Case(batch_of(trees.bushy(33), trees.chain(33)), prefix=40, group=2, spare=5)
 
@@ -40,6 +40,15 @@ def _wide_values(_: dict[str, Any]) -> dict[str, Any]:
 
 
 _BAD = {
+    "q that is no tensor": _q(lambda q: q.numpy()),
+    "words in a list": _changed("ancestors", torch.Tensor.tolist),
+    "padding in a list": _given(pad=[0, 0]),
+    "depths in a list": _given(depth=[[0] * 33] * 2, window=4),
+    "sinks in a list": _given(sinks=[0.0] * 4),
+    "a window that is no integer": _given(window=3.5),
+    "a window that is a word": _given(window="3"),
+    "a softcap that is a word": _given(softcap="30"),
+    "no sequence": lambda given: {name: given[name][:0] for name in ("q", "k", "v", "ancestors")},
     "q of rank 3": _q(lambda q: q[0]),
     "k of rank 3": _changed("k", lambda k: k[0]),
     "v of rank 5": _changed("v", lambda v: v[None]),
@@ -98,6 +107,15 @@ def test_bad_input_is_refused_in_one_sentence(change: Callable[[dict[str, Any]],
     _refused(lambda: tree_attention(**arguments | change(arguments)))
 
 
+@pytest.mark.parametrize("prefix", [46, -1])
+@pytest.mark.parametrize("attend", [tree_attention, tree_attention_reference])
+def test_on_a_cpu_a_prefix_tensor_is_checked_too(attend: Callable[..., object], prefix: int) -> None:
+    """There its value is read anyway; a device would have to be waited for."""
+    inputs = _CASE.inputs()
+    options = inputs.options | {"prefix_len": torch.tensor(prefix)}
+    _refused(lambda: attend(inputs.q, inputs.k, inputs.v, inputs.ancestors, **options))
+
+
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_a_last_dimension_with_gaps_is_refused_or_read_rightly(name: str) -> None:
     """Refused, because a copy made in silence would cost what the kernel saves; read rightly would do as well."""
@@ -128,7 +146,8 @@ def test_parents_that_are_no_tree_are_refused(parents: list[list[int]]) -> None:
     _refused(lambda: pack_ancestors(torch.tensor(parents)))
 
 
-_NO_PARENTS = {
+_NO_PARENTS: dict[str, Any] = {
+    "a list": [[-1, 0]],
     "floats": torch.tensor([[-1.0, 0.0]]),
     "booleans": torch.tensor([[True, False]]),
     "rank 1": torch.tensor([-1, 0]),
@@ -137,7 +156,7 @@ _NO_PARENTS = {
 
 
 @pytest.mark.parametrize("parents", _NO_PARENTS.values(), ids=_NO_PARENTS.keys())
-def test_parents_of_another_kind_are_refused(parents: torch.Tensor) -> None:
+def test_parents_of_another_kind_are_refused(parents: Any) -> None:
     _refused(lambda: pack_ancestors(parents))
 
 

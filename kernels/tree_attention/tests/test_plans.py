@@ -95,6 +95,12 @@ def test_a_file_that_cannot_be_right_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_a_variable_set_to_nothing_names_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tuning.plan("sm_90", 132, 2, 128, 240, 8, 32768)
+    monkeypatch.setenv(tuning.TUNING_FILE, "")
+    assert tuning.plan("sm_90", 132, 2, 128, 240, 8, 32768) == before
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tuning.TUNING_FILE, str(tmp_path / "none.json"))
     with pytest.raises(ValueError, match=tuning.TUNING_FILE):

@@ -23,10 +23,12 @@ def pack_ancestors(parents: torch.Tensor) -> torch.Tensor:
         `i` or an ancestor of it. The layout is that of TensorRT-LLM's packed masks.
 
     Raises:
-        TypeError: if the parents are no integers.
+        TypeError: if the parents are no tensor of integers.
         ValueError: if the shape is another, or (told on the CPU only: a device is not waited for) a parent does not
             come before its child.
     """
+    if not isinstance(parents, torch.Tensor):
+        raise TypeError(f"`parents` is a {type(parents).__name__}, but a tensor of integers [batch, nodes] is needed.")
     if parents.is_floating_point() or parents.is_complex() or parents.dtype == torch.bool:
         raise TypeError(f"`parents` are {parents.dtype}, but indices of nodes are needed; give int32 or int64.")
     if parents.dim() != 2 or parents.shape[1] < 1:

@@ -65,9 +65,11 @@ def tree_attention(
         that sees nothing.
 
     Raises:
-        TypeError: for a dtype that it does not take.
+        TypeError: for a dtype or a kind of argument that it does not take.
         ValueError: for shapes, devices or numbers that do not fit together.
     """
+    _check_kinds(q=q, k=k, v=v, ancestors=ancestors)
+    _check_kinds(optional=True, pad=pad, depth=depth, sinks=sinks)
     _check_states(q, k, v)
     batch, heads, nodes, dim = q.shape
     _check_integers("ancestors", ancestors, (batch, nodes, words_for(nodes)), q.device, (torch.int32,))
@@ -153,6 +155,14 @@ torch.library.register_autograd(NAME, _no_backward)
 # ---------------------------------------------------------------------- what is wrong with the arguments
 
 
+def _check_kinds(optional: bool = False, **given: object) -> None:
+    for name, value in given.items():
+        if not (isinstance(value, torch.Tensor) or (optional and value is None)):
+            raise TypeError(
+                f"`{name}` is a {type(value).__name__}, but a tensor{' or None' if optional else ''} is needed."
+            )
+
+
 def _check_states(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
         raise ValueError(f"Tree attention takes [batch, heads, rows, dim] three times, but {_told_all(q, k, v)}.")
@@ -161,10 +171,10 @@ def _check_states(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
             f"Tree attention takes float32, float16 or bfloat16, the same three times, but {_told_all(q, k, v)}."
         )
     batch, heads, nodes, dim = q.shape
-    if nodes < 1 or k.shape[:3] != v.shape[:3] or k.shape[0] != batch or k.shape[-1] != dim:
+    if batch < 1 or nodes < 1 or k.shape[:3] != v.shape[:3] or k.shape[0] != batch or k.shape[-1] != dim:
         raise ValueError(
             "q [batch, heads, nodes, dim], k [batch, kv_heads, length, dim] and v [batch, kv_heads, length, "
-            f"value_dim] must agree, with a node at least, but {_told_all(q, k, v)}."
+            f"value_dim] must agree, with a sequence and a node at least, but {_told_all(q, k, v)}."
         )
     if k.shape[1] < 1 or heads % k.shape[1]:
         raise ValueError(f"Query heads must be a multiple of the {k.shape[1]} kv heads, but {_told_all(q, k, v)}.")
@@ -193,6 +203,10 @@ def _check_integers(
 
 
 def _check_numbers(window: int | None, softcap: float | None) -> None:
+    if not isinstance(window, (int, torch.SymInt, type(None))):
+        raise TypeError(f"`window` is {window!r}, but an integer of 1 or more is needed (or None).")
+    if not isinstance(softcap, (int, float, torch.SymInt, torch.SymFloat, type(None))):
+        raise TypeError(f"`softcap` is {softcap!r}, but a number above 0 is needed (or None for no cap).")
     if window is not None and window < 1:
         raise ValueError(f"`window` is {window}, but a node sees itself at least, so 1 or more is needed (or None).")
     if softcap is not None and not softcap > 0:

@@ -24,9 +24,17 @@ def tree_attention_reference(
     """The same as [`tree_attention`], one operation after another, on any device and also in float64.
 
     Reads `prefix_len` if it is a tensor, so on a device it waits.
+
+    Raises:
+        ValueError: if `k` is too short for the prefix and the nodes.
     """
     batch, heads, nodes, dim = q.shape
     kv_heads, prefix = k.shape[1], int(prefix_len)
+    if prefix < 0 or k.shape[2] < prefix + nodes:
+        raise ValueError(
+            f"`k` holds {k.shape[2]} positions, but {prefix} of the prefix (`prefix_len`) and {nodes} nodes need "
+            f"{prefix + nodes}; append the nodes' keys and values to the cache first."
+        )
     precision = torch.float64 if q.dtype == torch.float64 else torch.float32
     keys, values = (states[:, :, : prefix + nodes].to(precision) for states in (k, v))
     visible = visible_keys(ancestors, prefix, pad, window, depth)

@@ -162,7 +162,7 @@ def device_of(index: int) -> tuple[str, int]:
 def _tuned(path: str | None) -> dict[str, dict[tuple[int, int], Choice]]:
     """The table of a file: a list of entries under each architecture, each with `itemsize`, `width`, `prefix`, `tree`,
     and `resident` and `least_keys` if they are others."""
-    if path is None:
+    if not path:  # not set, or set to nothing
         return {}
     try:
         archs = json.loads(Path(path).read_text(encoding="utf-8"))
