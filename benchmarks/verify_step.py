@@ -222,13 +222,19 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the figures and their provenance here")
-    parser.add_argument("--contexts", nargs="+", type=int, help="cached positions (2048 8192 32768)")
-    parser.add_argument("--nodes", type=int, default=60, help="of the tree, root included")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--layers", type=int, help="of the target, where fewer will do")
+    parser.add_argument("--contexts", nargs="+", type=_positive, help="cached positions (2048 8192 32768)")
+    parser.add_argument("--nodes", type=_positive, default=60, help="of the tree, root included")
+    parser.add_argument("--rounds", type=_positive, default=9)
+    parser.add_argument("--layers", type=_positive, help="of the target, where fewer will do")
     parser.add_argument("--implementations", nargs="+", default=["eagle3_tree", "sdpa"], help="held to the last one")
     parser.add_argument("--dry-run", action="store_true", help="a tiny target on the CPU: checks all, times nothing")
     given = parser.parse_args(arguments)

@@ -124,5 +124,6 @@ def _from_hub(choice: str, trust_remote_code: bool) -> TreeKernel:
         reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
         raise ImportError(
             f"The tree-attention kernel {choice!r} cannot be loaded from the Hub ({type(error).__name__}: {reason}); "
-            f"check the name and that the `kernels` package is installed, or leave {CHOICE_VARIABLE} unset."
+            f"check the name and that the `kernels` package is installed, give `hf_eagle3.use_tree_kernel({choice!r}, "
+            f"trust_remote_code=True)` if you trust its publisher, or leave {CHOICE_VARIABLE} unset."
         ) from error

@@ -140,6 +140,7 @@ def test_what_the_hub_does_not_give(case: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ImportError, match=f"{choice}' cannot be loaded from the Hub .*`kernels` package") as error:
         use_tree_kernel(choice)
     assert "\n" not in str(error.value)
+    assert f"use_tree_kernel('{choice}', trust_remote_code=True)" in str(error.value)
 
 
 # ---------------------------------------------------------------------- told, and used
@@ -186,10 +187,19 @@ def test_one_line_says_which(choice: str, monkeypatch: pytest.MonkeyPatch, caplo
 
 
 @pytest.mark.parametrize(
-    ("device", "choice", "pays"),
-    [("cuda", "auto", True), ("cuda", "reference", False), ("cpu", "auto", False), ("meta", "auto", False)],
+    ("device", "built_for", "choice", "pays"),
+    [
+        ("cuda", "13.0", "auto", True),
+        ("cuda", "13.0", "reference", False),
+        ("cuda", None, "auto", False),  # an AMD GPU goes by the same name
+        ("cpu", "13.0", "auto", False),
+        ("meta", "13.0", "auto", False),
+    ],
 )
-def test_where_it_pays(device: str, choice: str, pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_pays(
+    device: str, built_for: str | None, choice: str, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", built_for)
     monkeypatch.setattr(tree_kernel, "has_triton", lambda: True)
     monkeypatch.setenv(tree_kernel.CHOICE_VARIABLE, choice)
     target: Any = types.SimpleNamespace(device=torch.device(device))

@@ -89,6 +89,14 @@ def test_what_computes_something_else_is_not_timed(
         script.check_agreement(script.Bench(target, script.CHECKED_CONTEXT, 60), ["eager", "sdpa"])
 
 
+@pytest.mark.parametrize("name", ["--contexts", "--nodes", "--rounds", "--layers"])
+def test_numbers_that_cannot_be_are_refused(script: ModuleType, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in ("0", "-4"):
+        with pytest.raises(SystemExit):
+            script.main(["--dry-run", name, number])
+        assert f"error: argument {name}: " in capsys.readouterr().err
+
+
 def test_refusals_are_a_sentence(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -82,11 +82,53 @@ def test_other_sources_need_another_record(record: Path, tmp_path: Path, capsys:
     assert "holds figures that do not belong beside these (sources_sha256 '0', now" in capsys.readouterr().err
 
 
-def test_what_is_no_record_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda whole: {},
+        lambda whole: [],
+        lambda whole: whole | {"machine": [1]},
+        lambda whole: whole | {"machine": {"dry_run": True}},
+        lambda whole: whole | {"cases": {"tiny": {}}},
+        lambda whole: whole | {"cases": {"tiny": 1}},
+        lambda whole: whole | {"cases": []},
+        lambda whole: whole | {"format": 0},
+    ],
+)
+@pytest.mark.parametrize("asked", ["show", "markdown"])
+def test_what_is_no_record_is_refused(
+    asked: str, change: Any, record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = tmp_path / "other.json"
-    other.write_text("{}", encoding="utf-8")
-    assert main(["show", str(other)]) == 1
+    other.write_text(json.dumps(change(content(record))), encoding="utf-8")
+    assert main([asked, str(other)]) == 1
     assert "is no record of this benchmark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [[*BRIEF, "--json"], ["tune", "--dry-run", "--out"]])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "record.json"):
+        assert main([*asked, str(place)]) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "cannot be written: name a file" in said.err
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["measure", "--rounds", "0"],
+        ["tune", "--out", "t.json", "--dims", "300"],
+        ["tune", "--out", "t", "--dims", "0"],
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(asked)
+    assert "error: argument --" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_that_it_tells_nothing_of_speed(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +163,12 @@ def test_the_figure(record: Path, tmp_path: Path) -> None:
     assert SDPA in drawn
 
 
+def test_a_figure_of_another_kind_is_refused(record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figure", str(record), "--out", str(tmp_path / "f.png")]) == 1
+    assert "let it end in .svg" in capsys.readouterr().err
+    assert not (tmp_path / "f.png").exists()
+
+
 def test_a_figure_of_nothing_is_refused(record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps({**content(record), "cases": {}}), encoding="utf-8")
@@ -131,11 +179,15 @@ def test_a_figure_of_nothing_is_refused(record: Path, tmp_path: Path, capsys: py
 def test_without_a_device_the_command_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert main(["measure", "--quick"]) == 1
     assert "give --dry-run" in capsys.readouterr().err
     assert main(["measure", "--quick", "--device", "cpu"]) == 1
     assert "has no kernel to time" in capsys.readouterr().err
+    assert main(["tune", "--out", "tuning.json", "--device", "cpu"]) == 1
+    assert "has no kernel to time" in capsys.readouterr().err
+    assert main(["measure", "--quick", "--device", "banana"]) == 1
+    assert "names no device" in capsys.readouterr().err
 
 
 def quick_result(floor_fraction: float, speedup: float, error: float = 0.001) -> dict[str, Any]:

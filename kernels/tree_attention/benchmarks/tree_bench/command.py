@@ -13,6 +13,7 @@ from . import cases, machine, record, tables
 from .bars import bars
 from .cases import Case
 from .floors import device_of
+from .leaf import submodule
 from .measurement import WAYS, Protocol, measure
 from .record import Record
 from .ways import KERNEL
@@ -33,13 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_measure(given: argparse.Namespace) -> int:
-    device = torch.device("cpu" if given.dry_run else given.device)
-    if device.type != "cuda" and not given.dry_run:
-        raise ValueError(
-            f"--device {given.device} has no kernel to time; give a CUDA device, or --dry-run on the CPU."
-        )
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("No CUDA device is there to be timed; give --dry-run to go through it all on the CPU.")
+    device = _device(given)
+    record.check_writable(given.json)
     kept = Record(given.json, machine.describe(device, given.dry_run))
     hardware = device_of(device)
     wanted = chosen_cases(given)
@@ -72,6 +68,21 @@ def _finish(kept: Record, wanted: Sequence[Case], dry_run: bool) -> int:
     ways = [kept.cases.get(case.key, {}).get("ways", {}) for case in wanted]
     right = all(of_case.get(KERNEL, {}).get("status") == "timed" for of_case in ways)
     return int(not right or (not dry_run and any(bar.verdict == "MISSED" for bar in reached)))
+
+
+def _device(given: argparse.Namespace) -> torch.device:
+    """The CPU in a dry run; else a CUDA device that is there."""
+    if given.dry_run:
+        return torch.device("cpu")
+    try:
+        device = torch.device(given.device)
+    except RuntimeError:
+        raise ValueError(f"--device {given.device} names no device; say cuda, or cuda:1.") from None
+    if device.type != "cuda":
+        raise ValueError(f"--device {device} has no kernel to time; give a CUDA device, or --dry-run on the CPU.")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"No device {device} is there to be timed; give --dry-run to go through it all on the CPU.")
+    return device
 
 
 def chosen_cases(given: argparse.Namespace) -> list[Case]:
@@ -121,13 +132,25 @@ def run_figure(given: argparse.Namespace) -> int:
 def run_tune(given: argparse.Namespace) -> int:
     from .tune import tune
 
-    device = torch.device("cpu" if given.dry_run else given.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("No CUDA device is there to tune for; give --dry-run to go through it all on the CPU.")
+    device = _device(given)
+    record.check_writable(given.out)
     for dtype in given.dtypes:
         for dim in given.dims:
             tune(given.out, device, dim, dtype, given.seconds)
     return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def _head_dim(text: str) -> int:
+    widest = submodule("op").WIDEST_HEAD
+    if (dim := _positive(text)) > widest:
+        raise argparse.ArgumentTypeError(f"heads may be up to {widest} wide, and {text} is wider")
+    return dim
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,7 +184,7 @@ def _add_measure(command: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="tiny shapes on the CPU: checks everything, times nothing"
     )
     command.add_argument("--device", default="cuda")
-    command.add_argument("--rounds", type=int, help="figures of each way (5)")
+    command.add_argument("--rounds", type=_positive, help="figures of each way (5)")
     command.add_argument("--ways", nargs="+", choices=list(BY_NAME), metavar="WAY", help=", ".join(BY_NAME))
     command.add_argument("--shapes", nargs="+", choices=list(cases.SHAPES))
     command.add_argument("--contexts", nargs="+", type=int)
@@ -175,7 +198,7 @@ def _add_tune(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", type=Path, required=True, help="the table; name it in TREE_ATTENTION_TUNING to use it"
     )
-    command.add_argument("--dims", nargs="+", type=int, default=[128], help="widths of heads (128)")
+    command.add_argument("--dims", nargs="+", type=_head_dim, default=[128], help="widths of heads (128)")
     command.add_argument("--dtypes", nargs="+", choices=list(cases.DTYPES), default=["bf16"])
     command.add_argument("--seconds", type=float, default=240.0, help="after which the best so far stands")
     command.add_argument("--device", default="cuda")

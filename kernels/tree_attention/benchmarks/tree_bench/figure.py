@@ -21,9 +21,11 @@ def draw(record: Mapping[str, Any], path: Path) -> Path:
     """Writes an SVG of the contexts of the most frequent shape and tree of a record, whole or not at all.
 
     Raises:
-        ValueError: if no case of the record has times.
+        ValueError: if no case of the record has times, or the file is to be no SVG.
         ImportError: if matplotlib is not installed.
     """
+    if path.suffix.lower() != ".svg":
+        raise ValueError(f"The figure is an SVG, but {path} has another name; let it end in .svg.")
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+# What the tables and the figure read of every record.
+_OF_A_MACHINE = {"dry_run", "kernel", "device", "driver", "packages", "commit"}
+_OF_A_CASE = {"case", "floor", "ways", "ratios"}
 
 
 class Record:
@@ -54,11 +57,29 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] == FORMAT and isinstance(content["cases"], dict) and content["machine"]:
+        parts = [(content["machine"], _OF_A_MACHINE), *((case, _OF_A_CASE) for case in content["cases"].values())]
+        if content["format"] == FORMAT and all(needed <= part.keys() for part, needed in parts):
             return content
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         pass
     raise ValueError(f"{path} is no record of this benchmark (format {FORMAT}); name one that `measure --json` wrote.")
+
+
+def check_writable(path: Path | None) -> None:
+    """Better before a long measurement than after it.
+
+    Raises:
+        OSError: if no file can be written there.
+    """
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = not path.is_dir() and os.access(path.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise OSError(f"{path} cannot be written: name a file in a folder that can be.")
 
 
 def write_whole(path: Path, text: str) -> None:
