@@ -15,7 +15,7 @@ from hf_eagle3 import embedded, switching
 from hf_eagle3.attention import EAGLE3_TREE, backend_of
 from hf_eagle3.tree_kernel import tree_kernel
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 WINDOWED = ("mistral", "gemma3", "gemma2", "gpt_oss")
 
