@@ -49,6 +49,35 @@ def _fold(scores, v, acc, top, weight):
 
 
 @triton.jit
+def _added(acc, top, weight, other, other_top, other_weight):
+    """Two results over different keys as one over both."""
+    new_top = tl.maximum(top, other_top)
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    shrink, share = tl.exp2(top - base), tl.exp2(other_top - base)
+    return acc * shrink[:, None] + other * share[:, None], new_top, weight * shrink + other_weight * share
+
+
+@triton.jit
+def _sum_of_pieces(
+    part_ptr, lse_ptr, at, inside, splits, total,
+    VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """What the prefix kernel left, from its first piece's rows `at` on. A sum of its own: added to the tree's result
+    one by one, each piece would be carried over into the layout of the tree's products."""
+    value_dims = tl.arange(0, VALUE_WIDTH)
+    kept = inside[:, None] & (value_dims < VALUE_DIM)[None, :]
+    acc = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    weight = tl.zeros([ROWS], tl.float32)
+    for _ in range(splits):
+        lse = tl.load(lse_ptr + at, mask=inside, other=float("-inf"))
+        part = tl.load(part_ptr + at[:, None] * VALUE_DIM + value_dims[None, :], mask=kept, other=0.0)
+        acc, top, weight = _added(acc, top, weight, part, lse, 1.0)
+        at += total
+    return acc, top, weight
+
+
+@triton.jit
 def _capped(scores, cap):
     """`cap * tanh(scores)`, from exponentials that cannot overflow."""
     e = tl.exp2(tl.abs(scores) * (-2.0 * 1.4426950408889634))
@@ -189,25 +218,12 @@ def tree_kernel(
         scores = tl.where(seen, scores, float("-inf"))
         acc, top, weight = _fold(scores, v, acc, top, weight)
 
-    for split in range(splits):
-        at = (place.to(tl.int64) * splits + split) * total + rows
-        lse = tl.load(lse_ptr + at, mask=inside, other=float("-inf"))
-        part = tl.load(
-            part_ptr + at[:, None] * VALUE_DIM + value_dims[None, :],
-            mask=inside[:, None] & (value_dims < VALUE_DIM)[None, :],
-            other=0.0,
-        )
-        new_top = tl.maximum(top, lse)
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        shrink, share = tl.exp2(top - base), tl.exp2(lse - base)
-        acc = acc * shrink[:, None] + part * share[:, None]
-        top, weight = new_top, weight * shrink + share
+    at = place.to(tl.int64) * splits * total + rows
+    pieces, highest, held = _sum_of_pieces(part_ptr, lse_ptr, at, inside, splits, total, VALUE_DIM, VALUE_WIDTH, ROWS)
+    acc, top, weight = _added(acc, top, weight, pieces, highest, held)
     if SINKS:
         sink = tl.load(sinks_ptr + head * GROUP + rows % GROUP, mask=inside, other=0.0).to(tl.float32)
-        sink *= 1.4426950408889634
-        new_top = tl.maximum(top, sink)
-        shrink = tl.exp2(top - new_top)
-        acc, weight = acc * shrink[:, None], weight * shrink + tl.exp2(sink - new_top)
+        acc, top, weight = _added(acc, top, weight, tl.zeros_like(acc), sink * 1.4426950408889634, 1.0)
 
     out = acc / tl.where(weight == 0.0, 1.0, weight)[:, None]
     at = (row * nodes + node) * (KV_HEADS * GROUP) + head * GROUP + rows % GROUP

@@ -108,7 +108,7 @@ TABLE: dict[str, dict[tuple[int, int], Choice]] = {
         (2, 256): Choice(Tiles(64, 32, 8, 2), Tiles(16, 16, 4, 1)),
         (4, 64): Choice(Tiles(16, 32, 4, 1), Tiles(16, 32, 4, 1), resident=4),
         (4, 128): Choice(Tiles(16, 32, 8, 1), Tiles(16, 16, 4, 1), resident=3),
-        (4, 256): Choice(Tiles(16, 16, 8, 1), Tiles(16, 16, 4, 1), resident=2),
+        (4, 256): Choice(Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1), resident=2),
     },
 }
 
