@@ -220,3 +220,17 @@ def test_the_sheet_holds_no_case_twice() -> None:
     assert [case.context for case in sliding] == [512, 2048]
     with pytest.raises(ValueError, match="cannot end in a tree of 60 nodes"):
         Case(LLAMA, 32, 60)
+
+
+@pytest.mark.parametrize(("shape", "times"), [("tiny", 0), ("tiny-sliding", 1)])
+def test_the_kernel_as_models_call_it_pays_for_the_bridge_s_own_work(
+    shape: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sliding layer counts its padding anew in every call: small launches that belong to its time."""
+    clamped: list[torch.Tensor] = []
+    clamp = torch.Tensor.clamp
+    ((_, build),) = as_models_call_way().candidates(make_inputs(Case(SHAPES[shape], 96, 12, dtype="fp32"), CPU, 1))
+    candidate = build()
+    monkeypatch.setattr(torch.Tensor, "clamp", lambda self, **limits: clamped.append(self) or clamp(self, **limits))
+    candidate.call(0)
+    assert len(clamped) == times
