@@ -7,7 +7,8 @@ case: `prepare` is what is done once a verification, for all layers, and `call` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,10 +37,12 @@ class Candidate:
     Args:
         call: the output `[batch, nodes, q_heads, head_dim]` on the cache of that number.
         prepare: what is done once a verification.
+        within: what all its calls are made within; entered once, for it would count as launching time.
     """
 
     call: Callable[[int], torch.Tensor]
     prepare: Callable[[], Any]
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 Candidates = Iterator[tuple[str, Callable[[], Candidate]]]
@@ -177,11 +180,7 @@ def no_mask_way() -> Way:
 
 
 def _under(backend: str, candidate: Candidate) -> Candidate:
-    def call(number: int) -> torch.Tensor:
-        with sdpa_kernel(_BACKENDS[backend]):
-            return candidate.call(number)
-
-    return Candidate(call, candidate.prepare)
+    return replace(candidate, within=lambda: sdpa_kernel(_BACKENDS[backend]))
 
 
 def _shared_heads(inputs: Inputs, masked: bool = True) -> Candidate:
