@@ -210,10 +210,10 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     settings = {"target": sizes, "nodes": given.nodes, "rounds": given.rounds, "dtype": str(dtype)}
     record = {"dry_run": given.dry_run, "provenance": provenance(settings), "contexts": []}
     target = build_target(sizes, dtype, device)
-    with torch.inference_mode():
+    with torch.no_grad():
         check_agreement(Bench(target, CHECKED_CONTEXT, given.nodes), given.implementations)
     for context in contexts:
-        with torch.inference_mode():
+        with torch.no_grad():
             row = measure(Bench(target, context, given.nodes), given.implementations, given.rounds)
         record["contexts"].append(row)
         print(told(row), flush=True)

@@ -107,7 +107,7 @@ def pack_tree(tree: DraftTree, committed: torch.Tensor) -> torch.Tensor:
     """
     device = committed.device
     # On the CPU, where the tree's parents are read anyway: so few bits are many small operations on a device.
-    words = tree_kernel().pack_ancestors(tree.parents.cpu()).to(device, non_blocking=True)
+    words = tree_kernel().pack_ancestors(tree.host_parents).to(device, non_blocking=True)
     depths = tree.depths.to(device, torch.int32)[..., None]
     pad = (~committed).sum(-1, dtype=torch.int32)
     prefix = torch.full_like(pad, committed.shape[1])

@@ -29,8 +29,8 @@ _DECLINED: weakref.WeakKeyDictionary[PreTrainedModel, set[torch.dtype]] = weakre
 def meet(target: PreTrainedModel, boundaries: Sequence[int]) -> None:
     """Let a target verify trees, with `eagle3_tree` if that is faster here and it can: else as it is.
 
-    An implementation that somebody has chosen stays. "sdpa" is what transformers chooses by itself, and so is "eager"
-    for a model without sdpa.
+    "sdpa" is what transformers chooses by itself, and so is "eager" for a model without sdpa; asked for by a user they
+    look the same. Any other implementation stays, and with `HF_EAGLE3_TREE_KERNEL=reference` these do too.
 
     Raises:
         ValueError: if a draft tree does not give the target's plain logits; see [`check_target`].
@@ -53,8 +53,11 @@ def restore_all() -> None:
 
 
 def kernel_pays(target: PreTrainedModel) -> bool:
-    """Whether trees run by our kernel here, and not by its plain-torch twin: on an NVIDIA GPU with Triton."""
-    return target.device.type == "cuda" and torch.version.cuda is not None and not tree_kernel().is_reference
+    """Whether trees run by our kernel here, and not by its plain-torch twin: on an NVIDIA GPU with Triton, from Ampere
+    on. Earlier ones have less shared memory than a whole tree's tiles take, and the probe's small tree fits."""
+    if target.device.type != "cuda" or torch.version.cuda is None or tree_kernel().is_reference:
+        return False
+    return torch.cuda.get_device_capability(target.device) >= (8, 0)
 
 
 def _is_settled(target: PreTrainedModel) -> bool:

@@ -66,10 +66,14 @@ class DraftTree:
         return self.tokens.shape[1]
 
     @cached_property
+    def host_parents(self) -> torch.Tensor:
+        """`parents` on the CPU, brought there once: a tree is small, and a device would be waited for each time."""
+        return self.parents.cpu()
+
+    @cached_property
     def ancestors(self) -> torch.Tensor:
         """bool `[batch, nodes, nodes]`: entry `[b, i, j]` says that node `j` is node `i` or an ancestor of it."""
-        # On the CPU: a tree is small, and a device would be waited for at every level.
-        parents = self.parents.cpu()
+        parents = self.host_parents
         seen = torch.eye(self.num_nodes, dtype=torch.bool).repeat(len(parents), 1, 1)
         above = parents
         for _ in range(self.num_nodes):
@@ -88,7 +92,7 @@ class DraftTree:
     def children(self, row: int) -> list[list[int]]:
         """For each node of a row its children, in the order in which they were created."""
         children: list[list[int]] = [[] for _ in range(self.num_nodes)]
-        for node, parent in enumerate(self.parents[row].tolist()):
+        for node, parent in enumerate(self.host_parents[row].tolist()):
             if parent >= 0:
                 children[parent].append(node)
         return children

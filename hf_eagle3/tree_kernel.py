@@ -16,10 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from packaging.version import Version
 
 # "auto", "triton", "reference", or a kernel on the Hub: "org/name", "org/name@revision", "org/name@3" (a version).
 CHOICE_VARIABLE = "HF_EAGLE3_TREE_KERNEL"
 INSTALLED = "hf_eagle3.tree_attention"
+# Before it, the compiler complains of the loop over the prefix ("operation scheduled before its operands"), and reads
+# nothing ahead.
+LEAST_TRITON = Version("3.3")
 
 logger = logging.getLogger(__name__)
 
@@ -86,19 +90,19 @@ def use_tree_kernel(choice: str = "auto", *, trust_remote_code: bool = False) ->
 
 
 def has_triton() -> bool:
-    """Whether Triton can be imported here; the first call tries."""
+    """Whether a Triton that compiles the kernel well can be imported here; the first call tries."""
     try:
-        importlib.import_module("triton")
+        triton = importlib.import_module("triton")
     except ImportError:
         return False
-    return True
+    return Version(triton.__version__) >= LEAST_TRITON
 
 
 def _installed() -> TreeKernel:
     if not has_triton():
         raise ImportError(
-            "The Triton kernel for tree attention was asked for, but Triton cannot be imported; run `pip install "
-            'triton`, or say "auto" or "reference".'
+            f"The Triton kernel for tree attention was asked for, but no Triton from {LEAST_TRITON} on can be "
+            f'imported; run `pip install "triton>={LEAST_TRITON}"`, or say "auto" or "reference".'
         )
     module = importlib.import_module(INSTALLED)
     return TreeKernel(

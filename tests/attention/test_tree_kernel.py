@@ -75,7 +75,7 @@ def test_triton_asked_for(triton: bool) -> None:
     if triton:
         assert use_tree_kernel("triton").tree_attention is tree_attention.tree_attention
         return
-    with pytest.raises(ImportError, match="Triton cannot be imported; run `pip install triton`") as error:
+    with pytest.raises(ImportError, match=r"no Triton from 3\.3 on can be imported; run `pip install") as error:
         use_tree_kernel("triton")
     assert "\n" not in str(error.value)
 
@@ -88,6 +88,12 @@ def test_a_name_that_is_none() -> None:
 def test_triton_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     assert not tree_kernel.has_triton()
+
+
+@pytest.mark.parametrize(("version", "good"), [("3.2.0", False), ("3.3.0", True), ("3.10.0+git1", True)])
+def test_triton_that_is_too_old(version: str, good: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__=version))
+    assert tree_kernel.has_triton() is good
 
 
 def test_a_wish_that_failed_leaves_the_choice_as_it_was() -> None:
@@ -187,19 +193,28 @@ def test_one_line_says_which(choice: str, monkeypatch: pytest.MonkeyPatch, caplo
 
 
 @pytest.mark.parametrize(
-    ("device", "built_for", "choice", "pays"),
+    ("device", "built_for", "capability", "choice", "pays"),
     [
-        ("cuda", "13.0", "auto", True),
-        ("cuda", "13.0", "reference", False),
-        ("cuda", None, "auto", False),  # an AMD GPU goes by the same name
-        ("cpu", "13.0", "auto", False),
-        ("meta", "13.0", "auto", False),
+        ("cuda", "13.0", (9, 0), "auto", True),
+        ("cuda", "13.0", (8, 0), "auto", True),
+        ("cuda", "13.0", (7, 5), "auto", False),
+        ("cuda", "13.0", (9, 0), "reference", False),
+        ("cuda", None, (9, 4), "auto", False),  # an AMD GPU goes by the same name
+        ("cpu", "13.0", None, "auto", False),
+        ("meta", "13.0", None, "auto", False),
     ],
 )
 def test_where_it_pays(
-    device: str, built_for: str | None, choice: str, pays: bool, monkeypatch: pytest.MonkeyPatch
+    device: str,
+    built_for: str | None,
+    capability: tuple[int, int] | None,
+    choice: str,
+    pays: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A T4, of 7.5, would let the probe's small tree through and have no room for a whole one."""
     monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(tree_kernel, "has_triton", lambda: True)
     monkeypatch.setenv(tree_kernel.CHOICE_VARIABLE, choice)
     target: Any = types.SimpleNamespace(device=torch.device(device))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tree_bench import command, measurement
 from tree_bench.bars import bars
 from tree_bench.cases import QUICK
@@ -39,6 +40,20 @@ def test_a_record_names_the_machine_and_the_sources(record: Path) -> None:
     assert machine["kernel"] == "the plain torch reference"
     assert {"device", "packages", "driver", "commit", "sources_sha256", "cuda"} <= set(machine)
     assert list(content(record)["cases"]) == ["tiny 20/5 x1 fp32", "tiny 40/5 x1 fp32"]
+
+
+def test_calls_are_measured_as_generate_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `no_grad`: in inference mode torch leaves the operator's autograd layer out, which costs a launch much."""
+    modes: list[tuple[bool, bool]] = []
+    measure = measurement.measure
+
+    def seen(*arguments: Any) -> dict[str, Any]:
+        modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+        return measure(*arguments)
+
+    monkeypatch.setattr(command, "measure", seen)
+    assert main([*BRIEF, "--contexts", "20", "--ways", KERNEL]) == 0
+    assert modes == [(False, False)]
 
 
 def test_measured_cases_are_not_measured_again(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from tree_bench import flex, oracle
+from torch.nn.attention import SDPBackend
+from tree_bench import flex, oracle, ways
 from tree_bench.cases import DTYPES, LLAMA, SHAPES, Case, cross, sheet
 from tree_bench.floors import Device
 from tree_bench.inputs import Inputs, grow_tree, make_inputs, see
@@ -220,3 +221,30 @@ def test_the_sheet_holds_no_case_twice() -> None:
     assert [case.context for case in sliding] == [512, 2048]
     with pytest.raises(ValueError, match="cannot end in a tree of 60 nodes"):
         Case(LLAMA, 32, 60)
+
+
+@pytest.mark.parametrize(("shape", "times"), [("tiny", 0), ("tiny-sliding", 1)])
+def test_the_kernel_as_models_call_it_pays_for_the_bridge_s_own_work(
+    shape: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sliding layer counts its padding anew in every call: small launches that belong to its time."""
+    clamped: list[torch.Tensor] = []
+    clamp = torch.Tensor.clamp
+    ((_, build),) = as_models_call_way().candidates(make_inputs(Case(SHAPES[shape], 96, 12, dtype="fp32"), CPU, 1))
+    candidate = build()
+    monkeypatch.setattr(torch.Tensor, "clamp", lambda self, **limits: clamped.append(self) or clamp(self, **limits))
+    candidate.call(0)
+    assert len(clamped) == times
+
+
+def test_choosing_a_backend_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs as much as a launch, and programs do it once: entered for a lap, and not for each of its calls."""
+    entered: list[object] = []
+    choose = ways.sdpa_kernel
+    monkeypatch.setattr(ways, "sdpa_kernel", lambda backend: entered.append(backend) or choose(backend))
+    candidates = sdpa_best_way().candidates(make_inputs(CASES[0], CPU, 3))
+    candidate = next(build() for label, build in candidates if label == "math, repeated heads")
+    watch = Stopwatch(candidate.call, 3, CPU, 0.0, candidate.within)
+    entered.clear()
+    watch.lap("launch")
+    assert entered == [SDPBackend.MATH]

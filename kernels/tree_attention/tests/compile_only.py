@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ RTX_5090 = Chip("RTX 5090", 120, 170, 99 * 1024)
 
 @dataclass(frozen=True)
 class Usage:
-    """What one compiled kernel takes: registers and bytes of stack a thread, bytes of shared memory a block."""
+    """What one compiled kernel takes: registers and bytes of stack a thread, bytes of shared memory a block; and its
+    binary, which [`loops_of`] reads."""
 
     kernel: str
     chip: str
@@ -50,6 +51,7 @@ class Usage:
     stack: int
     local: int
     shared: int
+    binary: bytes = field(repr=False)
 
     @property
     def spills(self) -> bool:
@@ -87,7 +89,7 @@ class _CompileOnlyDriver:
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[None, int, int, int, int]:
         used = _resource_usage(binary)
         sizes = {"registers": used["REG"], "stack": used["STACK"], "local": used["LOCAL"], "shared": shared}
-        self.compiled.append(Usage(name, self.chip.name, self._metadata.num_warps, **sizes))
+        self.compiled.append(Usage(name, self.chip.name, self._metadata.num_warps, **sizes, binary=binary))
         return None, 1, used["REG"], 0, 1024  # no module: there is nothing to unload
 
     def _launcher(self, source: Any, metadata: Any) -> Any:
@@ -112,10 +114,26 @@ def compiling_for(chip: Chip, cache: Path) -> Iterator[list[Usage]]:
             driver._active = before
 
 
+def loops_of(binary: bytes) -> list[list[str]]:
+    """The instructions of every loop of a kernel, inner loops within outer ones too."""
+    listed = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?) ;", _cuobjdump(binary, "-sass"), re.MULTILINE)
+    places = [int(place, 16) for place, _ in listed]
+    loops = []
+    for number, (_, instruction) in enumerate(listed):
+        jump = re.search(r"\bBRA\b.* 0x([0-9a-f]+)$", instruction)
+        if jump and int(jump[1], 16) < places[number]:
+            loops.append([text for _, text in listed[places.index(int(jump[1], 16)) : number + 1]])
+    return loops
+
+
 def _resource_usage(binary: bytes) -> dict[str, int]:
-    """`cuobjdump -res-usage` of one kernel: REG, STACK, SHARED, LOCAL and the rest."""
+    """REG, STACK, SHARED, LOCAL and the rest, of one kernel."""
+    said = _cuobjdump(binary, "-res-usage")
+    return {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", said)}
+
+
+def _cuobjdump(binary: bytes, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        said = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    return {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", said.stdout)}
+        return subprocess.run([_CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout

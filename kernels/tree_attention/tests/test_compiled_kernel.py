@@ -6,6 +6,7 @@ take (`-rP` shows it).
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from itertools import product
@@ -18,7 +19,7 @@ import torch
 if sys.platform != "linux":
     pytest.skip("Triton is for Linux only", allow_module_level=True)
 
-from compile_only import A100, B200, H100, RTX_4090, RTX_5090, Chip, Usage, compiling_for
+from compile_only import A100, B200, H100, RTX_4090, RTX_5090, Chip, Usage, compiling_for, loops_of
 from subject import module
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
@@ -94,6 +95,28 @@ def test_table_s_other_tiles_do_not_spill(
     chip: Chip, layer: Layer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _check(chip, _compiled(chip, layer, tmp_path, monkeypatch))
+
+
+@pytest.mark.parametrize("chip", [A100, H100], ids=lambda chip: chip.name)
+def test_what_the_loops_wait_for(chip: Chip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prefix is read ahead: no turn waits for all that it has asked for. And threads add up pieces each by
+    itself, for a barrier in every turn would cost more than the few numbers that it moves."""
+    kernels = {usage.kernel: usage for usage in _compiled(chip, Layer(128, _BF16, False), tmp_path, monkeypatch)}
+    (over_prefix,) = (loop for loop in _loops(kernels["prefix_kernel"]) if _count(loop, "LDGSTS"))
+    assert _count(over_prefix, "LDGDEPBAR")
+    assert not _count(over_prefix, r"DEPBAR\.LE SB0, 0x0\b")
+    (over_pieces,) = (loop for loop in _loops(kernels["tree_kernel"]) if not _count(loop, "HMMA"))
+    assert _count(over_pieces, r"LDG\.E\.128")
+    assert not _count(over_pieces, r"BAR\.SYNC")
+
+
+def _loops(usage: Usage) -> list[list[str]]:
+    """Without the endless one behind the end."""
+    return [loop for loop in loops_of(usage.binary) if len(loop) > 1]
+
+
+def _count(loop: list[str], pattern: str) -> int:
+    return sum(bool(re.search(pattern, instruction)) for instruction in loop)
 
 
 def _compiled(chip: Chip, layer: Layer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[Usage]:

@@ -133,6 +133,14 @@ def test_kernel_on_the_reference_s_grid(case: Case) -> None:
     inputs.check(inputs.run(tree_attention))
 
 
+def test_a_sink_of_no_weight_changes_nothing_and_is_no_nan() -> None:
+    inputs = replace(_SMALL, pad=(30,)).inputs()
+    inputs.ancestors[:, 5] = 0
+    without = inputs.run(tree_attention)
+    inputs.sinks = torch.full((2,), -torch.inf)
+    assert torch.equal(inputs.run(tree_attention), without)
+
+
 def test_both_kernels_run(interpreted_launches: list[str]) -> None:
     _SMALL.inputs().run(tree_attention)
     assert len(set(interpreted_launches)) == 2

@@ -152,10 +152,8 @@ def test_meta_tensors_get_the_real_answer_s_shape(case: Case) -> None:
 def test_a_gradient_is_refused_and_never_lost(name: str) -> None:
     inputs = Case(batch_of(trees.bushy(33)), spare=0).inputs()
     getattr(inputs, name).requires_grad_()
-    with pytest.raises((NotImplementedError, RuntimeError, ValueError)):  # noqa: PT012  either may refuse
-        out = inputs.run(tree_attention)
-        assert out.requires_grad, "the gradient was lost in silence"
-        out.sum().backward()
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        inputs.run(tree_attention)
 
 
 def test_no_gradient_is_asked_of_a_model_that_only_generates() -> None:

@@ -50,7 +50,7 @@ def run_measure(given: argparse.Namespace) -> int:
         print(case.key, flush=True)
         before = machine.clocks(device)
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 result = measure(case, hardware, device, _protocol(given), [BY_NAME[name] for name in ways])
         except torch.OutOfMemoryError:
             print(f"{case.key}: more memory is needed than the device has left", file=sys.stderr)

@@ -119,8 +119,9 @@ def try_way(way: Way, inputs: Inputs, protocol: Protocol) -> Tried:
             with warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter("always")  # sdpa tells in warnings why no backend will do
                 candidate = build()
-                candidate.call(0)
-                error = _error(candidate, inputs) if way.exact else None
+                with candidate.within():
+                    candidate.call(0)
+                    error = _error(candidate, inputs) if way.exact else None
         except Exception as refusal:  # a baseline refuses as it likes; the record says how
             result.notes[label] = " / ".join([first_line(refusal), *_reasons(heard)])
             continue
@@ -143,7 +144,7 @@ def _consider(
         if not result.right:
             result.error = error
         return
-    watch = Stopwatch(candidate.call, len(inputs.caches), inputs.q.device, protocol.lap_seconds)
+    watch = Stopwatch(candidate.call, len(inputs.caches), inputs.q.device, protocol.lap_seconds, candidate.within)
     took = watch.lap(watch.clocks[-1])  # the graph's, where there is one
     result.notes[label] = f"{took:.1f} us"
     if took < result.best_us:

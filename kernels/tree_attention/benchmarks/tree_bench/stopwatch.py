@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,20 +43,30 @@ class Stopwatch:
     Args:
         copies: caches to go through.
         lap_seconds: how long one figure is measured.
+        within: what the calls are made within.
     """
 
-    def __init__(self, call: Call, copies: int, device: torch.device, lap_seconds: float = LAP_SECONDS) -> None:
-        self.call, self.copies, self.device = call, copies, device
-        for number in range(copies):  # compiles, allocates, chooses kernels
-            call(number)
-        self.graph, self.graph_refused = self._capture()
-        self._tours = {"launch": self._enough(self._launch, lap_seconds)}
-        if self.graph is not None:
-            self._tours["graph"] = self._enough(self._replay, lap_seconds)
+    def __init__(
+        self,
+        call: Call,
+        copies: int,
+        device: torch.device,
+        lap_seconds: float = LAP_SECONDS,
+        within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.call, self.copies, self.device, self.within = call, copies, device, within
+        with within():
+            for number in range(copies):  # compiles, allocates, chooses kernels
+                call(number)
+            self.graph, self.graph_refused = self._capture()
+            self._tours = {"launch": self._enough(self._launch, lap_seconds)}
+            if self.graph is not None:
+                self._tours["graph"] = self._enough(self._replay, lap_seconds)
 
     def lap(self, clock: str) -> float:
         """Microseconds of one call, on the clock "graph" or "launch"."""
-        return self._per_call(self._replay if clock == "graph" else self._launch, self._tours[clock])
+        with self.within():
+            return self._per_call(self._replay if clock == "graph" else self._launch, self._tours[clock])
 
     @property
     def clocks(self) -> list[str]:

@@ -108,7 +108,7 @@ def _score(choice: Any, arch: str, itemsize: int, width: int, inputs: list[Input
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "tuning.json"
         table.write_text(json.dumps({arch: [_entry(choice, itemsize, width)]}), encoding="utf-8")
-        with _named(table), torch.inference_mode():
+        with _named(table), torch.no_grad():
             for of_context in inputs:
                 try:
                     candidate = kernel_candidate(of_context)

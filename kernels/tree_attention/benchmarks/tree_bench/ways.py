@@ -7,7 +7,8 @@ case: `prepare` is what is done once a verification, for all layers, and `call` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,10 +37,12 @@ class Candidate:
     Args:
         call: the output `[batch, nodes, q_heads, head_dim]` on the cache of that number.
         prepare: what is done once a verification.
+        within: what all its calls are made within; entered once, for it would count as launching time.
     """
 
     call: Callable[[int], torch.Tensor]
     prepare: Callable[[], Any]
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 Candidates = Iterator[tuple[str, Callable[[], Candidate]]]
@@ -81,22 +84,25 @@ def one_node_way() -> Way:
 
 
 def as_models_call_way() -> Way:
-    """The kernel with all that hf_eagle3's bridge passes in every layer, whether it is needed or not: padding, depths,
-    and words that are columns of a wider tensor.
+    """The kernel with all that hf_eagle3's bridge passes in every layer, whether it is needed or not: padding, which a
+    sliding layer counts anew, depths, and words that are columns of a wider tensor.
     """
 
     def build(inputs: Inputs) -> Candidate:
         leaf = load_leaf()
         words = leaf.pack_ancestors(inputs.parents)
         depth = leaf.unpack_ancestors(words, inputs.nodes).sum(-1, keepdim=True) - 1
-        pad = depth.new_zeros(depth.shape)
-        packed = torch.cat([words, depth.to(torch.int32), pad.to(torch.int32)], dim=-1)
+        pad, prefix = depth.new_zeros(depth.shape), depth.new_full(depth.shape, inputs.prefix_len)
+        packed = torch.cat([words, *(column.to(torch.int32) for column in (depth, pad, prefix))], dim=-1)
 
         def call(number: int) -> torch.Tensor:
             keys, values = inputs.caches[number]
-            options = {"depth": packed[..., -2], "pad": packed[:, 0, -1], "window": inputs.window}
+            pad = packed[:, 0, -2]
+            if inputs.window is not None:  # counted from the first position that a sliding layer holds
+                pad = (pad - (packed[:, 0, -1] - inputs.prefix_len)).clamp(min=0)
+            options = {"depth": packed[..., -3], "pad": pad, "window": inputs.window}
             return leaf.tree_attention(
-                inputs.q, keys, values, packed[..., :-2], prefix_len=inputs.prefix_len, **options
+                inputs.q, keys, values, packed[..., :-3], prefix_len=inputs.prefix_len, **options
             )
 
         return Candidate(call, lambda: leaf.pack_ancestors(inputs.parents))
@@ -174,11 +180,7 @@ def no_mask_way() -> Way:
 
 
 def _under(backend: str, candidate: Candidate) -> Candidate:
-    def call(number: int) -> torch.Tensor:
-        with sdpa_kernel(_BACKENDS[backend]):
-            return candidate.call(number)
-
-    return Candidate(call, candidate.prepare)
+    return replace(candidate, within=lambda: sdpa_kernel(_BACKENDS[backend]))
 
 
 def _shared_heads(inputs: Inputs, masked: bool = True) -> Candidate:

@@ -49,6 +49,35 @@ def _fold(scores, v, acc, top, weight):
 
 
 @triton.jit
+def _added(acc, top, weight, other, other_top, other_weight):
+    """Two results over different keys as one over both."""
+    new_top = tl.maximum(top, other_top)
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    shrink, share = tl.exp2(top - base), tl.exp2(other_top - base)
+    return acc * shrink[:, None] + other * share[:, None], new_top, weight * shrink + other_weight * share
+
+
+@triton.jit
+def _sum_of_pieces(
+    part_ptr, lse_ptr, at, inside, splits, total,
+    VALUE_DIM: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """What the prefix kernel left, from its first piece's rows `at` on. A sum of its own: added to the tree's result
+    one by one, each piece would be carried over into the layout of the tree's products."""
+    value_dims = tl.arange(0, VALUE_WIDTH)
+    kept = inside[:, None] & (value_dims < VALUE_DIM)[None, :]
+    acc = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    weight = tl.zeros([ROWS], tl.float32)
+    for _ in range(splits):
+        lse = tl.load(lse_ptr + at, mask=inside, other=float("-inf"))
+        part = tl.load(part_ptr + at[:, None] * VALUE_DIM + value_dims[None, :], mask=kept, other=0.0)
+        acc, top, weight = _added(acc, top, weight, part, lse, 1.0)
+        at += total
+    return acc, top, weight
+
+
+@triton.jit
 def _capped(scores, cap):
     """`cap * tanh(scores)`, from exponentials that cannot overflow."""
     e = tl.exp2(tl.abs(scores) * (-2.0 * 1.4426950408889634))
@@ -189,25 +218,12 @@ def tree_kernel(
         scores = tl.where(seen, scores, float("-inf"))
         acc, top, weight = _fold(scores, v, acc, top, weight)
 
-    for split in range(splits):
-        at = (place.to(tl.int64) * splits + split) * total + rows
-        lse = tl.load(lse_ptr + at, mask=inside, other=float("-inf"))
-        part = tl.load(
-            part_ptr + at[:, None] * VALUE_DIM + value_dims[None, :],
-            mask=inside[:, None] & (value_dims < VALUE_DIM)[None, :],
-            other=0.0,
-        )
-        new_top = tl.maximum(top, lse)
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        shrink, share = tl.exp2(top - base), tl.exp2(lse - base)
-        acc = acc * shrink[:, None] + part * share[:, None]
-        top, weight = new_top, weight * shrink + share
+    at = place.to(tl.int64) * splits * total + rows
+    pieces, highest, held = _sum_of_pieces(part_ptr, lse_ptr, at, inside, splits, total, VALUE_DIM, VALUE_WIDTH, ROWS)
+    acc, top, weight = _added(acc, top, weight, pieces, highest, held)
     if SINKS:
         sink = tl.load(sinks_ptr + head * GROUP + rows % GROUP, mask=inside, other=0.0).to(tl.float32)
-        sink *= 1.4426950408889634
-        new_top = tl.maximum(top, sink)
-        shrink = tl.exp2(top - new_top)
-        acc, weight = acc * shrink[:, None], weight * shrink + tl.exp2(sink - new_top)
+        acc, top, weight = _added(acc, top, weight, tl.zeros_like(acc), sink * 1.4426950408889634, 1.0)
 
     out = acc / tl.where(weight == 0.0, 1.0, weight)[:, None]
     at = (row * nodes + node) * (KV_HEADS * GROUP) + head * GROUP + rows % GROUP
@@ -244,12 +260,10 @@ def tree_attention_kernel(
     batch, heads, nodes, dim = q.shape
     kv_heads, value_dim = k.shape[1], v.shape[-1]
     group, rows = heads // kv_heads, nodes * (heads // kv_heads)
-    width, value_width = (max(16, triton.next_power_of_2(size)) for size in (dim, value_dim))
+    # Plain numbers, here and in the grids: Triton's own helpers take a quarter of the launches' time on the host.
+    width, value_width = (max(16, 1 << (size - 1).bit_length()) for size in (dim, value_dim))
     if chosen is None:
-        longest = k.shape[2] - nodes if window is None else min(k.shape[2] - nodes, window)
-        arch, processors = ("interpreter", 1) if INTERPRETED else device_of(q.device.index or 0)
-        width_of_both = max(width, value_width)
-        chosen = plan(arch, processors, q.element_size(), width_of_both, rows, batch * kv_heads, longest)
+        chosen = _plan_for(q, k, max(width, value_width), window)
     if window is not None and depth is None:
         depth = unpack_ancestors(ancestors, nodes).sum(-1, dtype=torch.int32) - 1
     if ancestors.stride(-1) != 1:
@@ -273,15 +287,24 @@ def tree_attention_kernel(
     switches["UPCAST"] = INTERPRETED and q.dtype == torch.bfloat16
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
         tiles = chosen.prefix
-        prefix_kernel[(triton.cdiv(rows, tiles.rows), chosen.splits, places)](
+        prefix_kernel[(-(-rows // tiles.rows), chosen.splits, places)](
             q, k, v, depth, pad, at, parts, lse, *strides, 0 if pad is None else pad.stride(0), *numbers, *scores,
             **shape, **switches, PADDED=pad is not None, ROWS=tiles.rows, KEYS=tiles.keys,
             num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True,
         )  # fmt: skip
         tiles = chosen.tree
-        tree_kernel[(triton.cdiv(rows, tiles.rows), places)](
+        tree_kernel[(-(-rows // tiles.rows), places)](
             q, k, v, ancestors, depth, at, sinks, parts, lse, out, *strides, *ancestors.stride()[:2], *numbers,
             *scores, **shape, **switches, SINKS=sinks is not None, ROWS=tiles.rows, KEYS=tiles.keys,
             num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True,
         )  # fmt: skip
     return out
+
+
+def _plan_for(q: torch.Tensor, k: torch.Tensor, width: int, window: int | None) -> Plan:
+    """What the table says of this call."""
+    batch, heads, nodes, _ = q.shape
+    kv_heads, longest = k.shape[1], k.shape[2] - nodes
+    arch, processors = ("interpreter", 1) if INTERPRETED else device_of(q.device.index or 0)
+    keys = longest if window is None else min(longest, window)
+    return plan(arch, processors, q.element_size(), width, nodes * (heads // kv_heads), batch * kv_heads, keys)

@@ -67,20 +67,26 @@ def tree_attention(
     Raises:
         TypeError: for a dtype or a kind of argument that it does not take.
         ValueError: for shapes, devices or numbers that do not fit together.
+        RuntimeError: if a gradient would be asked of it.
     """
     _check_kinds(q=q, k=k, v=v, ancestors=ancestors)
     _check_kinds(optional=True, pad=pad, depth=depth, sinks=sinks)
     _check_states(q, k, v)
+    # Here, not by an autograd formula: torch would call that in Python for every layer, with and without gradients.
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise RuntimeError(
+            "`tree_attention` has no backward pass: it verifies drafts; call it under `torch.no_grad()`, and train "
+            "with another attention implementation."
+        )
     batch, heads, nodes, dim = q.shape
     _check_integers("ancestors", ancestors, (batch, nodes, words_for(nodes)), q.device, (torch.int32,))
     if pad is not None:
         _check_integers("pad", pad, (batch,), q.device)
     if depth is not None:
         _check_integers("depth", depth, (batch, nodes), q.device)
-    at = prefix_len if isinstance(prefix_len, torch.Tensor) else None
+    at, length = (prefix_len, 0) if isinstance(prefix_len, torch.Tensor) else (None, prefix_len)
     if at is not None:
         _check_integers("prefix_len", at, tuple(at.shape) if at.numel() == 1 else (1,), q.device)
-    length = 0 if isinstance(prefix_len, torch.Tensor) else prefix_len
     if not isinstance(length, (int, torch.SymInt)):
         raise TypeError(
             f"`prefix_len` is {prefix_len!r}, but an integer, or an integer tensor of one element, is needed."
@@ -140,16 +146,6 @@ _operator = getattr(getattr(torch.ops, NAME.split("::")[0]), NAME.split("::")[1]
 def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: object) -> torch.Tensor:
     batch, heads, nodes, _ = q.shape
     return q.new_empty(batch, nodes, heads, v.shape[-1])
-
-
-def _no_backward(context: object, *gradients: torch.Tensor) -> None:
-    raise RuntimeError(
-        "`tree_attention` has no backward pass: it verifies drafts; call it under `torch.no_grad()`, and train with "
-        "another attention implementation."
-    )
-
-
-torch.library.register_autograd(NAME, _no_backward)
 
 
 # ---------------------------------------------------------------------- what is wrong with the arguments

@@ -108,13 +108,13 @@ TABLE: dict[str, dict[tuple[int, int], Choice]] = {
         (2, 256): Choice(Tiles(64, 32, 8, 2), Tiles(16, 16, 4, 1)),
         (4, 64): Choice(Tiles(16, 32, 4, 1), Tiles(16, 32, 4, 1), resident=4),
         (4, 128): Choice(Tiles(16, 32, 8, 1), Tiles(16, 16, 4, 1), resident=3),
-        (4, 256): Choice(Tiles(16, 16, 8, 1), Tiles(16, 16, 4, 1), resident=2),
+        (4, 256): Choice(Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1), resident=2),
     },
 }
 
 
 def plan(arch: str, processors: int, itemsize: int, width: int, rows: int, heads: int, keys: int) -> Plan:
-    """Tiles and splits for one call; nothing here reads a device.
+    """Tiles and splits for one call; nothing here reads a device. All layers of a forward ask for the same one.
 
     Args:
         arch: `"sm_90"` and the like.
@@ -125,6 +125,13 @@ def plan(arch: str, processors: int, itemsize: int, width: int, rows: int, heads
         heads: kv heads times batch.
         keys: prefix keys that may be seen, at most.
     """
+    return _plan(os.environ.get(TUNING_FILE), arch, processors, itemsize, width, rows, heads, keys)
+
+
+@functools.lru_cache(maxsize=256)  # the file is read by `choice_for`; here it tells one table's plans from another's
+def _plan(
+    file: str | None, arch: str, processors: int, itemsize: int, width: int, rows: int, heads: int, keys: int
+) -> Plan:
     choice = choice_for(arch, itemsize, width)
     prefix, tree = (_no_taller_than(rows, tiles) for tiles in (choice.prefix, choice.tree))
     # As many pieces as make one full wave: a second wave that is half empty takes as long as a full one.
