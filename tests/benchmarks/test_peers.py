@@ -38,6 +38,13 @@ def scripts() -> Any:
     return SimpleNamespace(script=script, economize=economize, figures=figures)
 
 
+def test_settings_are_tried_once_each(scripts: Any) -> None:
+    half = scripts.economize.settings_to_try([1, 4, 4], [0.0, 0.5], torch.bfloat16)
+    assert len(half) == len(set(half)) == 8
+    whole = scripts.economize.settings_to_try([1, 4], [0.0], torch.float32)
+    assert [(setting.depth, setting.precision) for setting in whole] == [(1, "float32"), (4, "float32")]
+
+
 @pytest.fixture(scope="module")
 def pair(pair_folders: Any) -> tuple[Any, Any, Any]:
     target = AutoModelForCausalLM.from_pretrained(pair_folders.target).eval()
@@ -229,3 +236,26 @@ def test_from_end_to_end_with_a_pretended_economize(
     assert [row["acceptance_length"] for row in record["rows"] if row["way"] == "economize"] == [1.0] * 3
     assert len(record["questions"]) == 4
     assert set(record["questions"][0]["runs"]) == {"plain", "lookup", "economize", "ours"}
+    assert set(record["questions"][0]["verdicts"]) == {"lookup", "economize", "ours"}
+
+
+@pytest.mark.parametrize(("verdict", "status"), [(SAME, 0), (TIE, 0), (OTHER, 1)])
+def test_the_status_tells_of_our_own_answers(
+    scripts: Any,
+    pair: tuple[Any, Any, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    verdict: Verdict,
+    status: int,
+) -> None:
+    monkeypatch.setattr(scripts.script, "load_pair", lambda *_, **__: pair)
+    monkeypatch.setattr(Judge, "rule", lambda *_: verdict)
+    (tmp_path / "a.jsonl").write_text('{"turns": ["w1 w2"]}\n', encoding="utf-8")
+    given = ["--questions", str(tmp_path), "--max-new-tokens", "4", "--without", "economize", "lookup"]
+    assert scripts.script.main(given) == status
+
+
+def test_a_file_without_questions_is_refused(scripts: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("", encoding="utf-8")
+    assert scripts.script.main(["--questions", str(tmp_path), "--without", "economize"]) == 1
+    assert "holds no question" in capsys.readouterr().err
