@@ -252,8 +252,8 @@ class SlotDecoder:
             row.new_ids.append(token)
             finished = token in self.eos_ids
             over = len(row.new_ids) >= request.max_new_tokens
-            asked = self.stop_early is not None and len(row.new_ids) % _ASK_EVERY == 0
-            if finished or over or (asked and self.stop_early(request, row.new_ids)):  # type: ignore[misc]
+            stop = self.stop_early if len(row.new_ids) % _ASK_EVERY == 0 else None
+            if finished or over or (stop is not None and stop(request, row.new_ids)):
                 self.rows[slot] = _Row()
                 yield Completion(request, row.new_ids, finished)
 

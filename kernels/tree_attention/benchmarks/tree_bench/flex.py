@@ -32,7 +32,7 @@ _compile = partial(torch.compile, dynamic=False)
 def flex_way() -> Way:
     def candidates(inputs: Inputs) -> Candidates:
         for label, rows, options in _ATTEMPTS:
-            yield label, lambda r=rows, o=options: _build(inputs, r, o)  # type: ignore[misc]
+            yield label, partial(_build, inputs, rows, options)
 
     return Way(FLEX, candidates)
 

@@ -84,23 +84,10 @@ def tree_attention(
         _check_integers("pad", pad, (batch,), q.device)
     if depth is not None:
         _check_integers("depth", depth, (batch, nodes), q.device)
-    at, length = (prefix_len, 0) if isinstance(prefix_len, torch.Tensor) else (None, prefix_len)
-    if at is not None:
-        _check_integers("prefix_len", at, tuple(at.shape) if at.numel() == 1 else (1,), q.device)
-    if not isinstance(length, (int, torch.SymInt)):
-        raise TypeError(
-            f"`prefix_len` is {prefix_len!r}, but an integer, or an integer tensor of one element, is needed."
-        )
-    if length < 0 or k.shape[2] < length + nodes:
-        raise ValueError(
-            f"`k` holds {k.shape[2]} positions, but {length} of the prefix (`prefix_len`) and {nodes} nodes need "
-            f"{length + nodes}; append the nodes' keys and values to the cache first."
-        )
+    at, length = _prefix(prefix_len, k, nodes)
     _check_numbers(window, softcap)
-    if sinks is not None and (sinks.shape != (heads,) or not sinks.is_floating_point() or sinks.device != q.device):
-        raise ValueError(
-            f"`sinks` is {_told(sinks)}, but one float for each of the {heads} query heads is needed, on {q.device}."
-        )
+    if sinks is not None:
+        _check_sinks(sinks, heads, q.device)
     scale = dim**-0.5 if scale is None else float(scale)
     return _operator(q, k, v, ancestors, length, at, pad, scale, window, depth, softcap, sinks)
 
@@ -196,6 +183,30 @@ def _check_integers(
     if tuple(given.shape) != shape or given.dtype not in dtypes or given.device != device:
         kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"`{name}` is {_told(given)}, but {kinds} {list(shape)} on {device} is needed.")
+
+
+def _prefix(prefix_len: int | torch.Tensor, k: torch.Tensor, nodes: int) -> tuple[torch.Tensor | None, int]:
+    """The prefix as the operator takes it: a tensor and 0, or None and the number."""
+    at, length = (prefix_len, 0) if isinstance(prefix_len, torch.Tensor) else (None, prefix_len)
+    if at is not None:
+        _check_integers("prefix_len", at, tuple(at.shape) if at.numel() == 1 else (1,), k.device)
+    if not isinstance(length, (int, torch.SymInt)):
+        raise TypeError(
+            f"`prefix_len` is {prefix_len!r}, but an integer, or an integer tensor of one element, is needed."
+        )
+    if length < 0 or k.shape[2] < length + nodes:
+        raise ValueError(
+            f"`k` holds {k.shape[2]} positions, but {length} of the prefix (`prefix_len`) and {nodes} nodes need "
+            f"{length + nodes}; append the nodes' keys and values to the cache first."
+        )
+    return at, length
+
+
+def _check_sinks(sinks: torch.Tensor, heads: int, device: torch.device) -> None:
+    if sinks.shape != (heads,) or not sinks.is_floating_point() or sinks.device != device:
+        raise ValueError(
+            f"`sinks` is {_told(sinks)}, but one float for each of the {heads} query heads is needed, on {device}."
+        )
 
 
 def _check_numbers(window: int | None, softcap: float | None) -> None:
