@@ -35,6 +35,7 @@ class Eagle3TrainingArguments(TrainingArguments):
             the paper's seven throughout.
         loss: "soft_ce", "kl" or "lk"; with `loss_decay`, `loss_ce`, `loss_regression` and `anchor_share` as in
             [`objective.LossSettings`].
+        freeze_output: leave the head's output rows as they are; a fresh head's are the target's own.
         max_minutes: end this sitting, with a checkpoint, at the first step after so long; the same command goes on.
             Learning rate and stages depend on steps, never on time.
         eval_prompts: held-out prompts that the acceptance length is measured on.
@@ -74,6 +75,7 @@ class Eagle3TrainingArguments(TrainingArguments):
     loss_ce: float = field(default=1.0)
     loss_regression: float = field(default=0.0)
     anchor_share: float = field(default=0.5)
+    freeze_output: bool = field(default=False)
     max_minutes: float | None = field(default=None)
     eval_prompts: int = field(default=16)
     eval_new_tokens: int = field(default=64)

@@ -1,8 +1,8 @@
 """Where a head starts: fresh, from what the target already knows, or warm, from a head that somebody trained.
 
-A fresh head's decoder layer takes the target's last layer (the hidden half; the embedding half is small noise), with
-that layer's norm gains folded into the projections and norms of 1; the output rows are the target's; the fusion layer
-is small.
+The decoder layers of a fresh head take the target's last ones, in their order (the first of them in its hidden half
+only; the embedding half is small noise), with their norm gains folded into the projections and norms of 1; the output
+rows are the target's; the fusion layer is small.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def fresh_head(
     output_rows: torch.Tensor,
     seed: int = 0,
     boundaries: list[int] | None = None,
+    **fields: Any,
 ) -> Eagle3DraftModel:
     """A float32 head for `target`.
 
@@ -31,9 +32,11 @@ def fresh_head(
         vocabulary: ascending target ids, int64 `[draft_vocab]`: the draft vocabulary.
         output_rows: the target's output matrix at them, `[draft_vocab, hidden]`.
         boundaries: what the head reads; the official default if not given.
+        fields: of [`Eagle3Config`], where the head is to differ from one layer of the target's geometry.
     """
-    overrides = {"target_boundaries": boundaries} if boundaries else {}
-    config = Eagle3Config.from_target(target.config, draft_vocab_size=len(vocabulary), **overrides)
+    if boundaries:
+        fields["target_boundaries"] = boundaries
+    config = Eagle3Config.from_target(target.config, draft_vocab_size=len(vocabulary), **fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Eagle3DraftModel(config).float()
@@ -41,22 +44,28 @@ def fresh_head(
     with torch.no_grad():
         if output_rows.shape == head.lm_head.weight.shape:
             head.lm_head.weight.copy_(output_rows)
-        copy_last_layer(head, target)
+        copy_last_layers(head, target)
     return head
 
 
-def copy_last_layer(head: Eagle3DraftModel, target: PreTrainedModel) -> None:
-    """Copy what fits of the target's last decoder layer; one that is built otherwise than Llama's is left out."""
-    layers: Any = getattr(target.get_decoder(), "layers", None)
-    source = layers[-1] if layers is not None else None
-    ours: Any = head.layers[0]
+def copy_last_layers(head: Eagle3DraftModel, target: PreTrainedModel) -> None:
+    """Copy what fits of the target's last decoder layers, one for each of the head's; what is built otherwise than in
+    Llama is left out."""
+    theirs: Any = getattr(target.get_decoder(), "layers", None)
+    sources = [] if theirs is None else list(theirs)[-len(head.layers) :]
+    ours = list(head.layers)[len(head.layers) - len(sources) :]  # a head may be deeper than its target
+    for source, mine in zip(sources, ours, strict=True):
+        _copy_layer(source, mine, head.config.hidden_size)
+
+
+def _copy_layer(source: Any, ours: Any, width: int) -> None:
     first = getattr(source, "input_layernorm", None)
     # Llama's "post_attention" norm stands before the feed-forward network. Where that has a norm of its own (Gemma),
     # or the layer begins without one (OLMo-2), it works on the attention's output instead.
     second = getattr(source, "pre_feedforward_layernorm", None) or (
         getattr(source, "post_attention_layernorm", None) if first is not None else None
     )
-    before, after = _gain(first, head.config.hidden_size), _gain(second, head.config.hidden_size)
+    before, after = _gain(first, width), _gain(second, width)
     for block, name, gain in [
         ("self_attn", "q_proj", before),
         ("self_attn", "k_proj", before),
@@ -71,9 +80,12 @@ def copy_last_layer(head: Eagle3DraftModel, target: PreTrainedModel) -> None:
             continue  # a quantised target's layer starts from noise
         weight = theirs.float().cpu() if gain is None else theirs.float().cpu() * gain
         mine = getattr(getattr(ours, block), name).weight
-        hidden_half = mine[:, -weight.shape[1] :]  # queries, keys and values read [embedding ; hidden]
-        if hidden_half.shape == weight.shape:
-            hidden_half.copy_(weight)
+        if block == "mlp":
+            place = mine[: weight.shape[0], : weight.shape[1]]  # a wider network keeps its further units as they are
+        else:
+            place = mine[:, -weight.shape[1] :]  # a first layer's queries, keys and values read [embedding ; hidden]
+        if place.shape == weight.shape:
+            place.copy_(weight)
 
 
 def feature_scale(examples: Iterable[Example], boundaries: int) -> torch.Tensor:

@@ -27,6 +27,12 @@ _DECISIVE = (
 )  # fmt: skip
 # The machine's or the sitting's, not the run's.
 _NOT_OF_THE_RUN = {"use_cpu", "dataloader_pin_memory", "output_dir", "max_minutes"}
+# What of a fresh head can be chosen: fields that the training-time test unrolls as drafting reads them.
+HEAD_FIELDS = (
+    "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "attention_bias", "qkv_bias", "qk_norm", "mlp_bias", "hidden_act", "rms_norm_eps", "initializer_range",
+    "rope_parameters", "norm_before_fc", "fc_norm", "norm_before_residual", "norm_output",
+)  # fmt: skip
 # What may change between the sittings of one run: nothing of it touches the weights.
 _MAY_CHANGE = {
     "report_to", "features_dir", "disable_tqdm", "save_total_limit", "dataloader_num_workers",
@@ -48,6 +54,8 @@ class Recipe:
         lora_rank: train an adapter of this rank on `init` and save that.
         boundaries: what a fresh head reads of the target; the official default if not given.
         draft_vocab_size: tokens that a fresh head can propose; 8192, or all of a smaller target's, if not given.
+        head: fields of [`Eagle3Config`] in which a fresh head is to differ from one layer of the target's geometry, of
+            those in [`HEAD_FIELDS`].
         features: "cache" (computed once, kept in `features_dir`) or "online" (the target runs along).
         features_dtype: of the states kept, "bfloat16", "float16" or "float32"; the target's own if not given.
         features_dir: `features` in the output folder if not given.
@@ -64,6 +72,7 @@ class Recipe:
     lora_rank: int | None = None
     boundaries: list[int] | None = None
     draft_vocab_size: int | None = None
+    head: dict[str, Any] | None = None
     features: str = "cache"
     features_dtype: str | None = None
     features_dir: str | None = None
@@ -81,10 +90,16 @@ class Recipe:
                 f"lora_rank is {self.lora_rank} and init is {self.init}: an adapter needs a head to adapt and a rank "
                 "of at least 1; name the head with init (--init)."
             )
-        if self.init is not None and (self.boundaries is not None or self.draft_vocab_size is not None):
+        if self.init is not None and (self.boundaries or self.draft_vocab_size is not None or self.head):
             raise ValueError(
-                f"init is {self.init}, whose draft vocabulary and boundaries are kept: leave out draft_vocab_size and "
-                "boundaries, or init."
+                f"init is {self.init}, whose draft vocabulary, boundaries and layers are kept: leave out "
+                "draft_vocab_size, boundaries and head, or init."
+            )
+        other = sorted(str(name) for name in set(self.head or {}) - set(HEAD_FIELDS))
+        if other:
+            raise ValueError(
+                f"head has {', '.join(other)}, but of a head that is to be trained only {', '.join(HEAD_FIELDS)} can "
+                "be chosen."
             )
 
     def training_arguments(self, output_dir: str | Path) -> Eagle3TrainingArguments:
@@ -221,4 +236,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["FILE", "Recipe", "complete", "differences", "read_recipe", "write_recipe"]
+__all__ = ["FILE", "HEAD_FIELDS", "Recipe", "complete", "differences", "read_recipe", "write_recipe"]

@@ -197,14 +197,17 @@ def _standing(folder: Path, values: dict[str, Any], writing: bool) -> Path | Non
     return last
 
 
-def _fresh(wanted: Recipe, model: Any, material: Material, seed: int) -> tuple[Any, torch.Tensor]:
-    """A fresh head and the scale of its features."""
+def _fresh(wanted: Recipe, model: Any, material: Material, seed: int) -> tuple[Any, torch.Tensor | None]:
+    """A fresh head and the scale of its features, if they are to be scaled."""
     mass, rule = material.mass, material.states.logit_rule
     size = wanted.draft_vocab_size or min(DRAFT_VOCAB_SIZE, len(mass))
     chosen = vocabulary.choose_vocabulary(mass, size, _stop_ids(model))
     rows = rule.rows(chosen.to(rule.weight.device)).weight.float().cpu()
-    head = initialisation.fresh_head(model, chosen, rows, seed, material.states.boundaries)
-    return head, initialisation.feature_scale(material.some_examples(), len(material.states.boundaries))
+    boundaries = material.states.boundaries
+    head = initialisation.fresh_head(model, chosen, rows, seed, boundaries, **(wanted.head or {}))
+    if head.input_norm is not None or head.fc_norm is not None:
+        return head, None  # such a head levels its features itself
+    return head, initialisation.feature_scale(material.some_examples(), len(boundaries))
 
 
 def _stop_ids(model: Any) -> list[int]:

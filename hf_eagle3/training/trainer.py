@@ -74,6 +74,8 @@ class Eagle3Trainer(Trainer):
         layers = target.config.get_text_config(decoder=True).num_hidden_layers
         if core.embed_tokens is not None:
             core.embed_tokens.requires_grad_(False)  # embeddings that a head brings stay as they are
+        if args.freeze_output:
+            core.lm_head.requires_grad_(False)
         self.target = target
         self.states = states or TargetStates(target, core.config.boundaries_for(layers))
         self.objective = TrainingTimeTest(

@@ -66,6 +66,33 @@ def test_its_projections_read_what_the_targets_last_layer_reads(kind: type[PreTr
         assert torch.equal(norm.weight, torch.ones(32))
 
 
+@torch.no_grad()
+def test_several_layers_take_the_targets_last_ones_in_their_order() -> None:
+    target = target_of(LlamaConfig(**SIZES))
+    head = fresh_head(
+        target, torch.arange(40), target.lm_head.weight[:40], num_hidden_layers=2, intermediate_size=64, qk_norm=True
+    )
+    for theirs, ours in zip(target.get_decoder().layers[-2:], head.layers, strict=True):
+        torch.testing.assert_close(ours.self_attn.o_proj.weight, theirs.self_attn.o_proj.weight)
+        torch.testing.assert_close(ours.mlp.down_proj.weight[:, :48], theirs.mlp.down_proj.weight)
+        gain = theirs.post_attention_layernorm.weight
+        torch.testing.assert_close(ours.mlp.up_proj.weight[:48], theirs.mlp.up_proj.weight * gain)
+        gain = theirs.input_layernorm.weight
+        torch.testing.assert_close(ours.self_attn.v_proj.weight[:, -32:], theirs.self_attn.v_proj.weight * gain)
+    assert head.layers[0].self_attn.v_proj.weight.shape[1] == 64
+    assert head.layers[1].self_attn.v_proj.weight.shape[1] == 32
+    assert bool(head.layers[1].mlp.up_proj.weight[48:].abs().sum() > 0)
+
+
+def test_a_head_may_be_deeper_than_its_target() -> None:
+    target = target_of(LlamaConfig(**SIZES))
+    head = fresh_head(target, torch.arange(40), target.lm_head.weight[:40], num_hidden_layers=10)
+    theirs = target.get_decoder().layers
+    for number, ours in enumerate(head.layers):
+        same = number >= 2 and torch.equal(ours.self_attn.o_proj.weight, theirs[number - 2].self_attn.o_proj.weight)
+        assert same == (number >= 2)
+
+
 def test_a_layer_of_other_parts_leaves_the_head_random_but_whole() -> None:
     """GPT-NeoX keeps queries, keys and values in one matrix: nothing fits."""
     sizes = {name: SIZES[name] for name in SIZES if name not in ("num_key_value_heads", "head_dim")}

@@ -91,6 +91,24 @@ def test_from_data_to_a_head(run: Run, target: LlamaForCausalLM, tmp_path: Path)
     target.generate(torch.tensor([[3, 4, 5]]), assistant_model=head.float(), max_new_tokens=8)
 
 
+@pytest.mark.parametrize(
+    "norms", [{"fc_norm": True}, {"norm_before_fc": True, "norm_output": True}, {"qk_norm": True}]
+)
+def test_a_head_of_other_layers(run: Run, target: LlamaForCausalLM, tmp_path: Path, norms: dict[str, bool]) -> None:
+    run("out", head={"num_hidden_layers": 2, "intermediate_size": 64, **norms}, freeze_output=True)
+    head = AutoModel.from_pretrained(tmp_path / "out")
+    assert (len(head.layers), head.layers[1].mlp.up_proj.out_features) == (2, 64)
+    assert all(getattr(head.config, name) is value for name, value in norms.items())
+    assert torch.equal(head.lm_head.weight, target.lm_head.weight[head.t2d].bfloat16()), "they were to stay"
+    learnt = load_file(tmp_path / "out" / "checkpoint-6" / "model.safetensors")
+    before = load_file(tmp_path / "out" / "checkpoint-3" / "model.safetensors")
+    moved = [name for name in learnt if name != "lm_head.weight" and learnt[name].is_floating_point()]
+    assert all(not torch.equal(learnt[name], before[name]) for name in moved)
+    prompt = torch.tensor([[3, 4, 5]])
+    drafted = target.generate(prompt, assistant_model=head.float(), max_new_tokens=12, do_sample=False)
+    assert torch.equal(drafted, target.generate(prompt, max_new_tokens=12, do_sample=False))
+
+
 def test_its_own_recipe_makes_it_again_bit_for_bit(run: Run, tmp_path: Path) -> None:
     run("first")
     options = ["--config", str(tmp_path / "first" / "recipe.yaml")]
