@@ -31,7 +31,12 @@ class Precision(str, Enum):
 Target = Annotated[str | None, typer.Option(help="Hub id or folder of the target; else the embedded SmolLM2.")]
 Head = Annotated[str | None, typer.Option(help="Hub id or folder of the head; else ours for the embedded target.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
-Dtype = Annotated[Precision | None, typer.Option(help="Of target and head; see below for the default.")]
+Dtype = Annotated[
+    Precision | None,
+    typer.Option(
+        help="Of both [the target's own; the embedded one's: bfloat16 where the device has it, else float32]."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; else cuda where there is one.")]
 Seed = Annotated[int, typer.Option(help="For sampling.")]
 Nodes = Annotated[int | None, typer.Option("--num-assistant-tokens", min=1, help="Draft nodes, root not counted.")]
@@ -56,7 +61,8 @@ def generate(
 ) -> None:
     """Answers questions with a draft head and says what it took.
 
-    The embedded pair is loaded in bfloat16 unless --dtype says otherwise, any other target in its own dtype.
+    The embedded pair is loaded in bfloat16 where the device multiplies in it by itself, else in float32; any other
+    target in its own dtype.
     """
     from rich.console import Console
 
@@ -112,10 +118,10 @@ def evaluate(
     """Measures acceptance length and the wall-clock ratio to plain generate, file by file; or checks the tokens.
 
     Every question is answered plain and drafted, one right after the other, in turns; above temperature 0 both draw
-    from all of the target's distribution, without top-k or top-p. The embedded pair is loaded in bfloat16, with
-    --lossless in float32. Acceptance by position is that of the tree's levels; --tree-top-k 1 drafts the papers'
-    chain. Shares of time count the prompt's forward as the target's. Ends with status 1 if a drafted answer differs
-    from the plain one by more than rounding.
+    from all of the target's distribution, without top-k or top-p. The embedded pair is loaded in bfloat16 where the
+    device multiplies in it by itself, else and with --lossless in float32. Acceptance by position is that of the
+    tree's levels; --tree-top-k 1 drafts the papers' chain. Shares of time count the prompt's forward as the target's.
+    Ends with status 1 if a drafted answer differs from the plain one by more than rounding.
     """
     from rich.console import Console
 
@@ -235,7 +241,8 @@ def draw(
 def load_pair(
     target: str | None, head: str | None, dtype: Precision | None, device: str | None, drafting: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None]:
-    """Target, tokenizer and head (None unless `drafting`), on `device`.
+    """Target, tokenizer and head (None unless `drafting`), on `device`; without a `dtype` the embedded target in
+    [`usual_dtype`], another in its checkpoint's own.
 
     Raises:
         ValueError: a target of the user's own is to draft, and no head was named for it; or `device` cannot be used.
@@ -244,13 +251,14 @@ def load_pair(
     from transformers.utils import logging
 
     from hf_eagle3 import embedded, load_head
+    from hf_eagle3.native_products import usual_dtype
 
     own_target = target not in (None, embedded.TARGET_ID)
     if own_target and drafting and head is None:
         raise ValueError(f"Target {target} came without a head: give --head with its Hub id or folder, or --plain.")
     logging.disable_progress_bar()
-    precision = (dtype or (Precision.auto if target else Precision.bfloat16)).value
     place = _place(device)
+    precision: Any = dtype.value if dtype else "auto" if target else usual_dtype(place)
     if target is None:
         model, tokenizer = embedded.load(precision, place)
     else:
