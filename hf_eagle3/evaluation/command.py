@@ -1,4 +1,4 @@
-"""`hf-eagle3 generate` and `hf-eagle3 eval`: from options to objects, from results to lines.
+"""`hf-eagle3 generate`, `eval`, `figures` and `draw`: from options to objects, from results to lines.
 
 Typer reads the signatures, and the first paragraphs are the help.
 
@@ -7,7 +7,6 @@ The heavy imports stand inside the functions, so that `hf-eagle3 --help` answers
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 from enum import Enum
 from pathlib import Path
@@ -156,7 +155,7 @@ def evaluate(
 
 def redraw(
     records: Annotated[
-        list[str], typer.Argument(metavar="RECORD...", help="JSON of `eval`, or the folder of a trained head.")
+        list[str], typer.Argument(metavar="RECORD...", help="JSON of `eval` or `sweep`, or a trained head's folder.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the SVG files.")] = Path("figures"),
 ) -> None:
@@ -169,46 +168,6 @@ def redraw(
 
     for path in draw_all(read_records(records), out):
         typer.echo(str(path))
-
-
-def sweep(
-    questions: Annotated[Path, typer.Option(help="A folder of .jsonl files, one object with `turns` a line.")],
-    shape: Annotated[
-        list[str] | None, typer.Option(help="Nodes,depth,top-k, such as 16,5,6; give it once for each tree.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=2)] = 128,
-    json: Annotated[Path | None, typer.Option(help="Write the figures and their provenance here.")] = None,
-    target: Target = None,
-    head: Head = None,
-    temperature: Temperature = 0.0,
-    dtype: Dtype = None,
-    device: Device = None,
-    seed: Seed = 0,
-) -> None:
-    """Finds the fastest tree on this device: each shape answers each question, in turns with plain generate."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from . import report
-    from . import sweep as sweeping
-    from .questions import read_questions
-    from .timing import Settings
-
-    shapes = [_shape(text) for text in shape] if shape else list(sweeping.COMMON_SHAPES)
-    asked = [question for of_file in read_questions(questions).values() for question in of_file]
-    settings = Settings(max_new_tokens, temperature, seed)
-    if json is not None:
-        report.check_writable(json)
-    model, tokenizer, drafting = load_pair(target, head, dtype, device, drafting=True)
-    console = Console()
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("questions", total=len(asked))
-        entries = sweeping.sweep(model, tokenizer, drafting, asked, shapes, settings, lambda: progress.advance(task))
-    console.print(report.sweep_table(entries))
-    if json is not None:
-        given = {**dataclasses.asdict(settings), "dtype": str(model.dtype), "device": str(model.device)}
-        rows = [dataclasses.asdict(entry) for entry in entries]
-        report.write_json(json, {"provenance": report.provenance(given), "trees": rows})
 
 
 def draw(
@@ -293,11 +252,3 @@ def _tree(num_assistant_tokens: int | None, tree_depth: int | None, tree_top_k: 
     """The knobs that were given; the head's own hold for the others."""
     knobs = {"num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth, "tree_top_k": tree_top_k}
     return {name: value for name, value in knobs.items() if value is not None}
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    try:
-        nodes, depth, top_k = (int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--shape {text} was given; three whole numbers are needed, as in --shape 16,5,6.") from error
-    return nodes, depth, top_k
