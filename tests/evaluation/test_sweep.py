@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.sentences import sentence
 from rich.console import Console
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_eagle3 import cli
-from hf_eagle3.default_trees import DEFAULT_TREES
+from hf_eagle3.default_trees import DEFAULT_TREES, device_kind
 from hf_eagle3.evaluation import report, sweep
 from hf_eagle3.evaluation.cost_curve import CostCurve, Point
 from hf_eagle3.evaluation.questions import Question
 from hf_eagle3.evaluation.sweep import COMMON_SHAPES, Candidate, Entry, chosen, rank
 from hf_eagle3.evaluation.timing import Run, Settings
+from hf_eagle3.hub.facts import read_facts
 from hf_eagle3.tree import TreeShape
 
+SHIPPED = Path(__file__).parents[2] / "model_cards"
 QUESTIONS = [Question("own", str(n), f"w{n} w{n + 3} w5") for n in range(3)]
 
 
@@ -56,6 +59,21 @@ def test_of_trees_as_fast_as_the_best_the_one_that_accepts_most_is_chosen() -> N
     assert chosen([slower, close, fast]) is close
     assert chosen([slower, fast]) is fast
     assert chosen([slower]) is slower
+
+
+def test_the_rule_in_code_is_the_measured_one() -> None:
+    """Every sweep that lies with a shipped head chooses the default of what it was made on."""
+    held = 0
+    for folder in SHIPPED.iterdir():
+        for evaluation in read_facts(folder).evaluations:
+            if evaluation.shapes:
+                how = evaluation.conditions
+                assert None not in (how.device, how.dtype, how.native), evaluation.file
+                kind = device_kind(torch.device(how.device), getattr(torch, how.dtype), how.native)
+                measured = TreeShape(*chosen(evaluation.shapes).sizes)
+                assert DEFAULT_TREES[kind] == measured, f"{evaluation.file}: default_trees.py says otherwise of {kind}"
+                held += 1
+    assert held
 
 
 def test_a_steep_curve_ranks_small_trees_first_and_a_flat_one_large_ones(trio) -> None:
