@@ -78,7 +78,7 @@ def sweep_table(entries: Sequence[Entry]) -> Table:
     caption = "acceptance length: bonus included; ratios: to plain generate, question by question"
     caption += "; predicted: by that length and the cost curve" if predicted else ""
     table = Table(caption=caption, box=box.SIMPLE_HEAD)
-    headings = ("draft nodes", "depth", "top-k", "acceptance\nlength", "mean\nratio", "median", "quartiles")
+    headings = ("draft\nnodes", "depth", "top-k", "acceptance\nlength", "mean\nratio", "median", "quartiles")
     for heading in (*headings, *["predicted"] * predicted):
         table.add_column(heading, justify="right")
     for entry in entries:
@@ -92,7 +92,7 @@ def sweep_table(entries: Sequence[Entry]) -> Table:
 def candidates_table(candidates: Sequence[Candidate]) -> Table:
     """One row a tree that was not timed, the most promising first."""
     table = Table(caption="rehearsed on plain answers, and priced by the cost curve", box=box.SIMPLE_HEAD)
-    for heading in ("draft nodes", "depth", "top-k", "acceptance\nlength", "predicted\nratio"):
+    for heading in ("draft\nnodes", "depth", "top-k", "acceptance\nlength", "predicted\nratio"):
         table.add_column(heading, justify="right")
     for candidate in candidates:
         sizes = (str(size) for size in candidate.shape)

@@ -85,20 +85,17 @@ def _trees(axes: Any, record: Record) -> None:
         [max(tree["high"] - tree["mean"], 0) for tree in trees],
     ]
     colours = [_CHOSEN if list(tree["shape"]) == best else COLOURS[0] for tree in trees]
-    axes.barh(
-        places, means, 0.6, xerr=spread, capsize=2, color=colours, error_kw={"elinewidth": 1.0}, label="measured"
-    )
+    axes.barh(places, means, 0.6, xerr=spread, capsize=2, color=colours, error_kw={"elinewidth": 1.0})
     predicted = [(place, tree["predicted"]) for place, tree in enumerate(trees) if tree.get("predicted") is not None]
     if predicted:
         rows, ratios = [place for place, _ in predicted], [ratio for _, ratio in predicted]
-        axes.plot(
-            ratios, rows, linestyle="none", marker="D", markersize=5, color="white", markeredgecolor="black",
-            label="predicted by the cost curve",
-        )  # fmt: skip
-        axes.legend(loc="lower right", fontsize=8)
+        axes.plot(ratios, rows, linestyle="none", marker="D", markersize=5, color="white", markeredgecolor="black")
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_yticks(places, ["{}, {}, {}".format(*tree["shape"]) for tree in trees], fontsize=8)
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.set_title(f"Speed, times plain generate: {sweep_name(record)}" + (" (green: chosen)" if best else ""))
-    axes.set_xlabel("mean of the prompts, and quartiles; nodes, levels, top-k")
+    axes.set_ylabel("nodes, levels, top-k", fontsize=8)
+    axes.set_xlabel(
+        "mean of the prompts, and quartiles" + ("; diamonds: predicted by the cost curve" if predicted else "")
+    )

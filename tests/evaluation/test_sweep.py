@@ -122,7 +122,8 @@ def test_entries_stand_beside_what_was_predicted(monkeypatch: pytest.MonkeyPatch
 
 
 def test_tables_show_what_was_measured() -> None:
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    """Uncut in eighty columns."""
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     rows = [Entry((9, 3, 4), 2.1, 1.4, 1.3, 1.2, 1.6, 1.77), Entry((59, 8, 10), 2.9, 0.9, 0.8, 0.7, 1.0)]
     console.print(report.sweep_table(rows))
     console.print(report.sweep_table(rows[1:]))
@@ -136,6 +137,7 @@ def test_tables_show_what_was_measured() -> None:
     )
     console.print(report.cost_table(made_up))
     shown = console.export_text()
+    assert "…" not in shown
     for told in ("1.77", "1.20-1.60", "2.34", "1.56", "3.45", "3.21", "3.00-3.50", "0.11", "0.07", "over 77 cached"):
         assert told in shown
     assert shown.count("predicted") == 3  # heading and caption of the first table, heading of the candidates
