@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: install
-	$(BIN)/hf-eagle3 generate --compare --dtype bfloat16 --max-new-tokens 128 \
+	$(BIN)/hf-eagle3 generate --compare --max-new-tokens 128 \
 		"Explain in a few sentences why the sky is blue." \
 		"Write a Python function that checks whether a string is a palindrome." \
 		"List five things to pack for a weekend in the mountains, with a reason for each."

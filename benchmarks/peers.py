@@ -74,7 +74,8 @@ def run(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     asked = read_questions(given.questions, given.files, given.limit)
     if not all(asked.values()):
         raise ValueError(f"A file of {given.questions} holds no question; give --files with those that do.")
-    model, tokenizer, head = load_pair(None, given.head, Precision(given.dtype), given.device, drafting=True)
+    dtype = Precision(given.dtype) if given.dtype else None
+    model, tokenizer, head = load_pair(None, given.head, dtype, given.device, drafting=True)
     record: dict[str, Any] = {"complete": False, "provenance": _provenance(given, model, head), "economize": None}
     peer = None
     if ECONOMIZE not in given.without:
@@ -149,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=_positive, default=128)
     parser.add_argument("--json", type=Path, help="write the figures and their provenance here")
     parser.add_argument("--head", help="folder or Hub id of a head for the embedded target; else ours")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="else bfloat16 where the device has it")
     parser.add_argument("--device", help="else cuda where there is one")
     parser.add_argument("--without", nargs="+", choices=[LOOKUP, ECONOMIZE], default=[], help="leave these out")
     parser.add_argument("--economize-depths", nargs="+", type=_positive, default=[1, 2, 3, 4, 6], help="tried")

@@ -23,7 +23,7 @@ _COMMANDS: Commands = {
     "train": "hf_eagle3.training.command:train",
     "eval": "hf_eagle3.evaluation.command:evaluate",
     "figures": "hf_eagle3.evaluation.command:redraw",
-    "sweep": "hf_eagle3.evaluation.command:sweep",
+    "sweep": "hf_eagle3.evaluation.sweep_command:sweep",
     "draw": "hf_eagle3.evaluation.command:draw",
     "doctor": "hf_eagle3.doctor.command:doctor",
     "card": "hf_eagle3.hub.command:card",

@@ -22,7 +22,7 @@ from .publishing import Published
 
 logger = logging.getLogger(__name__)
 
-# The draft tree, on `head.generation_config`; None leaves its size to the device (see `pairing.DEFAULT_TREES`).
+# The draft tree, on `head.generation_config`; None leaves its size to the device (see `default_trees`).
 TREE_KNOBS = ("num_assistant_tokens", "tree_depth", "tree_top_k", "draft_tree")
 
 

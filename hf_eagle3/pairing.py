@@ -5,24 +5,27 @@ Everything here is checked before anything runs, and refused in a sentence.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
+from .default_trees import DEFAULT_TREES, default_tree
 from .drafters.base import TreeDrafter
 from .drafters.eagle import EagleCandidateGenerator
 from .drafters.parallel import eagle3_drafter
 from .modeling_eagle import EagleDraftModel
 from .modeling_eagle3 import Eagle3DraftModel
+from .native_products import multiplies_natively
 from .static_tree import static_tree
 from .switching import meet
 from .tree import TreeShape
 
-# Where neither the call nor the head says otherwise. A GPU verifies sixty nodes for about the price of one (the
-# paper's tree); a CPU pays for each, and its tree is the fastest that `hf-eagle3 sweep` found (benchmarks/README.md).
-DEFAULT_TREES = {"cpu": TreeShape(9, 3, 4), "default": TreeShape(59, 8, 10)}
+logger = logging.getLogger(__name__)
 
 # From a head's class to what drafts with it: `(head, target, shape, state) -> TreeDrafter`.
 DRAFTERS: dict[type, Callable[..., TreeDrafter]] = {
@@ -48,7 +51,8 @@ def drafter_for(head: PreTrainedModel, target: PreTrainedModel, shape: TreeShape
 
 
 def check_pair(target: PreTrainedModel, head: PreTrainedModel) -> None:
-    """Refuse a head and a target that do not belong together, or a target that cannot hold a tree.
+    """Refuse a head and a target that do not belong together, or a target that cannot hold a tree. The logger
+    "hf_eagle3" warns once of a dtype that the target's CPU only emulates.
 
     Raises:
         ValueError: saying which sizes differ, or what the target cannot do.
@@ -75,12 +79,23 @@ def check_pair(target: PreTrainedModel, head: PreTrainedModel) -> None:
             f"{text.hidden_size} wide; use the target this head was trained for."
         )
     meet(target, config.boundaries_for(text.num_hidden_layers))
+    if not multiplies_natively(target.dtype, _place(target, head)):
+        _warn_of_emulation(target.dtype)
+
+
+@functools.cache  # once
+def _warn_of_emulation(dtype: torch.dtype) -> None:
+    logger.warning(
+        "The target is in %s, in which this machine does not multiply by itself: a forward over a draft tree costs "
+        "many plain steps, and float32 is faster on this machine; load target and head with `dtype=torch.float32`.",
+        str(dtype).removeprefix("torch."),
+    )
 
 
 def tree_shape(
     target: PreTrainedModel, head: PreTrainedModel, given: dict[str, Any], generation_config: GenerationConfig | None
 ) -> TreeShape:
-    """The tree of a call: what `generate` was given, else `head.generation_config`, else the target's device decides.
+    """The tree of a call: what `generate` was given, else `head.generation_config`, else what the target computes on.
 
     Takes the knobs out of `given`. Of sizes and `draft_tree` those count that were set nearer to the call; where both
     were, on a config, `draft_tree`.
@@ -98,9 +113,13 @@ def tree_shape(
             return static_tree(place["draft_tree"])
         if any(place.get(name) is not None for name in SIZES):
             break
-    device = head.device if target.device.type == "meta" else target.device  # "meta": the target is offloaded
-    places.append(vars(DEFAULT_TREES.get(device.type, DEFAULT_TREES["default"])))
+    places.append(vars(default_tree(_place(target, head), target.dtype)))
     return TreeShape(**{name: next(p[name] for p in places if p.get(name) is not None) for name in SIZES})
+
+
+def _place(target: PreTrainedModel, head: PreTrainedModel) -> torch.device:
+    """Where a target computes: an offloaded one, whose weights are on `meta`, beside its head."""
+    return head.device if target.device.type == "meta" else target.device
 
 
 def _set(generation_config: GenerationConfig | None) -> dict[str, Any]:
@@ -139,3 +158,8 @@ def check_call(target: Any, generation_config: GenerationConfig | None, kwargs: 
                 f"`{name}=True` is not supported with a draft head, which runs whole trees through the target; leave "
                 "it out, or call `generate` without the head."
             )
+
+
+__all__ = [
+    "DEFAULT_TREES", "DRAFTERS", "as_head", "check_call", "check_pair", "drafter_for", "tree_shape",
+]  # fmt: skip

@@ -66,7 +66,12 @@ def write(
     ] = False,
     held_out: Annotated[int | None, typer.Option(min=1, help="Conversations [5 %, at most 96].")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    dtype: Annotated[Precision | None, typer.Option(help="Of the target; the embedded one's is bfloat16.")] = None,
+    dtype: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Of the target [its own; the embedded one's: bfloat16 where the device has it, else float32]."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; else cuda where there is one.")] = None,
     from_shards: Annotated[Path | None, typer.Option(help="Convert these token ids; nothing is asked.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that is there.")] = False,

@@ -1,4 +1,4 @@
-"""`hf-eagle3 generate` and `hf-eagle3 eval`: from options to objects, from results to lines.
+"""`hf-eagle3 generate`, `eval`, `figures` and `draw`: from options to objects, from results to lines.
 
 Typer reads the signatures, and the first paragraphs are the help.
 
@@ -7,7 +7,6 @@ The heavy imports stand inside the functions, so that `hf-eagle3 --help` answers
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 from enum import Enum
 from pathlib import Path
@@ -31,7 +30,12 @@ class Precision(str, Enum):
 Target = Annotated[str | None, typer.Option(help="Hub id or folder of the target; else the embedded SmolLM2.")]
 Head = Annotated[str | None, typer.Option(help="Hub id or folder of the head; else ours for the embedded target.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
-Dtype = Annotated[Precision | None, typer.Option(help="Of target and head; see below for the default.")]
+Dtype = Annotated[
+    Precision | None,
+    typer.Option(
+        help="Of both [the target's own; the embedded one's: bfloat16 where the device has it, else float32]."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; else cuda where there is one.")]
 Seed = Annotated[int, typer.Option(help="For sampling.")]
 Nodes = Annotated[int | None, typer.Option("--num-assistant-tokens", min=1, help="Draft nodes, root not counted.")]
@@ -56,7 +60,8 @@ def generate(
 ) -> None:
     """Answers questions with a draft head and says what it took.
 
-    The embedded pair is loaded in bfloat16 unless --dtype says otherwise, any other target in its own dtype.
+    The embedded pair is loaded in bfloat16 where the device multiplies in it by itself, else in float32; any other
+    target in its own dtype.
     """
     from rich.console import Console
 
@@ -112,10 +117,10 @@ def evaluate(
     """Measures acceptance length and the wall-clock ratio to plain generate, file by file; or checks the tokens.
 
     Every question is answered plain and drafted, one right after the other, in turns; above temperature 0 both draw
-    from all of the target's distribution, without top-k or top-p. The embedded pair is loaded in bfloat16, with
-    --lossless in float32. Acceptance by position is that of the tree's levels; --tree-top-k 1 drafts the papers'
-    chain. Shares of time count the prompt's forward as the target's. Ends with status 1 if a drafted answer differs
-    from the plain one by more than rounding.
+    from all of the target's distribution, without top-k or top-p. The embedded pair is loaded in bfloat16 where the
+    device multiplies in it by itself, else and with --lossless in float32. Acceptance by position is that of the
+    tree's levels; --tree-top-k 1 drafts the papers' chain. Shares of time count the prompt's forward as the target's.
+    Ends with status 1 if a drafted answer differs from the plain one by more than rounding.
     """
     from rich.console import Console
 
@@ -150,7 +155,7 @@ def evaluate(
 
 def redraw(
     records: Annotated[
-        list[str], typer.Argument(metavar="RECORD...", help="JSON of `eval`, or the folder of a trained head.")
+        list[str], typer.Argument(metavar="RECORD...", help="JSON of `eval` or `sweep`, or a trained head's folder.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the SVG files.")] = Path("figures"),
 ) -> None:
@@ -163,46 +168,6 @@ def redraw(
 
     for path in draw_all(read_records(records), out):
         typer.echo(str(path))
-
-
-def sweep(
-    questions: Annotated[Path, typer.Option(help="A folder of .jsonl files, one object with `turns` a line.")],
-    shape: Annotated[
-        list[str] | None, typer.Option(help="Nodes,depth,top-k, such as 16,5,6; give it once for each tree.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=2)] = 128,
-    json: Annotated[Path | None, typer.Option(help="Write the figures and their provenance here.")] = None,
-    target: Target = None,
-    head: Head = None,
-    temperature: Temperature = 0.0,
-    dtype: Dtype = None,
-    device: Device = None,
-    seed: Seed = 0,
-) -> None:
-    """Finds the fastest tree on this device: each shape answers each question, in turns with plain generate."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from . import report
-    from . import sweep as sweeping
-    from .questions import read_questions
-    from .timing import Settings
-
-    shapes = [_shape(text) for text in shape] if shape else list(sweeping.COMMON_SHAPES)
-    asked = [question for of_file in read_questions(questions).values() for question in of_file]
-    settings = Settings(max_new_tokens, temperature, seed)
-    if json is not None:
-        report.check_writable(json)
-    model, tokenizer, drafting = load_pair(target, head, dtype, device, drafting=True)
-    console = Console()
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("questions", total=len(asked))
-        entries = sweeping.sweep(model, tokenizer, drafting, asked, shapes, settings, lambda: progress.advance(task))
-    console.print(report.sweep_table(entries))
-    if json is not None:
-        given = {**dataclasses.asdict(settings), "dtype": str(model.dtype), "device": str(model.device)}
-        rows = [dataclasses.asdict(entry) for entry in entries]
-        report.write_json(json, {"provenance": report.provenance(given), "trees": rows})
 
 
 def draw(
@@ -235,7 +200,8 @@ def draw(
 def load_pair(
     target: str | None, head: str | None, dtype: Precision | None, device: str | None, drafting: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None]:
-    """Target, tokenizer and head (None unless `drafting`), on `device`.
+    """Target, tokenizer and head (None unless `drafting`), on `device`; without a `dtype` the embedded target in
+    [`usual_dtype`], another in its checkpoint's own.
 
     Raises:
         ValueError: a target of the user's own is to draft, and no head was named for it; or `device` cannot be used.
@@ -244,13 +210,14 @@ def load_pair(
     from transformers.utils import logging
 
     from hf_eagle3 import embedded, load_head
+    from hf_eagle3.native_products import usual_dtype
 
     own_target = target not in (None, embedded.TARGET_ID)
     if own_target and drafting and head is None:
         raise ValueError(f"Target {target} came without a head: give --head with its Hub id or folder, or --plain.")
     logging.disable_progress_bar()
-    precision = (dtype or (Precision.auto if target else Precision.bfloat16)).value
     place = _place(device)
+    precision: Any = dtype.value if dtype else "auto" if target else usual_dtype(place)
     if target is None:
         model, tokenizer = embedded.load(precision, place)
     else:
@@ -285,11 +252,3 @@ def _tree(num_assistant_tokens: int | None, tree_depth: int | None, tree_top_k: 
     """The knobs that were given; the head's own hold for the others."""
     knobs = {"num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth, "tree_top_k": tree_top_k}
     return {name: value for name, value in knobs.items() if value is not None}
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    try:
-        nodes, depth, top_k = (int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--shape {text} was given; three whole numbers are needed, as in --shape 16,5,6.") from error
-    return nodes, depth, top_k

@@ -1,20 +1,17 @@
-"""Figures of an evaluation, as SVG files that come out the same each time: no dates, no random names.
+"""Figures of evaluations, sweeps and training runs, as SVG files that come out the same each time.
 
-Drawn from records alone, so that they can be made again without running anything. Lines differ in colour, in marker
-and in dashes, so that they can be told apart by everybody and on paper.
+Drawn from records alone, so that they can be made again without running anything.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..release import install_command
-from ..whole_files import written_whole
+from .canvas import COLOURS, DASHES, MARKERS, canvas, check_drawing, style, write
 from .records import (
     FEWEST_VERIFICATIONS,
     Record,
@@ -24,28 +21,13 @@ from .records import (
     temperatures,
     training_series,
 )
-
-# Okabe and Ito's colours, which the colour-blind can tell apart; the row of all files together is black.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES = ("-", "--", "-.", ":")
-_STYLE: Any = {
-    "svg.hashsalt": "hf-eagle3",
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "legend.frameon": False,
-}
+from .tree_figure import draw_trees
 
 
 def draw_all(records: Sequence[Record], folder: str | Path) -> list[Path]:
     """Every figure that `records` have the numbers for: acceptance by position, ratio by task, acceptance against
-    training tokens. For the records, see [`records.read_records`]; only where there are several need they have labels.
+    training tokens, trees of sweeps. For the records, see [`records.read_records`]; only where there are several need
+    they have labels.
 
     Raises:
         ValueError: if the records have nothing to draw.
@@ -53,33 +35,23 @@ def draw_all(records: Sequence[Record], folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     drawn: list[Path] = []
-    with _style():
+    with style():
         evaluated = [record for record in records if record.get("files")]
         for prefix, record in zip(_prefixes(evaluated), evaluated, strict=True):
             for temperature in temperatures(record):
                 rows, ending = rows_at(record, temperature), f"temperature-{temperature:g}.svg"
                 if lines := position_series(rows):
                     path = folder / f"{prefix}acceptance-by-position-{ending}"
-                    drawn.append(_write(_positions(lines, temperature), path))
-                drawn.append(_write(_ratios(rows, temperature), folder / f"{prefix}ratio-by-task-{ending}"))
+                    drawn.append(write(_positions(lines, temperature), path))
+                drawn.append(write(_ratios(rows, temperature), folder / f"{prefix}ratio-by-task-{ending}"))
         for unit in ("tokens", "steps"):
             if lines := training_series(records, unit):
-                drawn.append(_write(_training(lines, unit), folder / f"acceptance-by-training-{unit}.svg"))
+                drawn.append(write(_training(lines, unit), folder / f"acceptance-by-training-{unit}.svg"))
+    if swept := [record for record in records if record.get("trees")]:
+        drawn.append(draw_trees(swept, folder / "trees.svg"))
     if not drawn:
-        raise ValueError("The records hold neither files of questions nor measurements of a training run.")
+        raise ValueError("The records hold neither files of questions, nor trees, nor measurements of a training run.")
     return drawn
-
-
-def check_drawing() -> None:
-    """Find out whether figures can be drawn, before anything else is done.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"Figures need matplotlib: run `{install_command('eval')}`.") from error
 
 
 def _prefixes(evaluated: Sequence[Record]) -> list[str]:
@@ -95,7 +67,7 @@ def _prefixes(evaluated: Sequence[Record]) -> list[str]:
 
 
 def _positions(lines: Sequence[Series], temperature: float) -> Any:
-    figure, axes = _canvas(f"Drafts accepted, by position, at temperature {temperature:g}")
+    figure, axes = canvas(f"Drafts accepted, by position, at temperature {temperature:g}")
     _plot(axes, lines)
     axes.set_xlabel(f"position n, where {FEWEST_VERIFICATIONS} verifications or more tell of it")
     axes.set_ylabel("n-alpha: share accepted after n others")
@@ -109,12 +81,12 @@ def _ratios(rows: Sequence[Record], temperature: float) -> Any:
     thickness = 0.38 if lookup else 0.6
     shift = thickness / 2 if lookup else 0.0
     title = f"Speed, times plain generate, at temperature {temperature:g}"
-    figure, axes = _canvas(title, height=1.2 + len(rows) * (0.55 if lookup else 0.38), grid="x")
+    figure, axes = canvas(title, height=1.2 + len(rows) * (0.55 if lookup else 0.38), grid="x")
     below = [max(row["ratio"] - row["low"], 0) for row in rows]
     above = [max(row["high"] - row["ratio"], 0) for row in rows]
     places = [place - shift for place in range(len(rows))]
     axes.barh(
-        places, [row["ratio"] for row in rows], thickness, xerr=[below, above], capsize=3, color=_COLOURS[0],
+        places, [row["ratio"] for row in rows], thickness, xerr=[below, above], capsize=3, color=COLOURS[0],
         error_kw={"elinewidth": 1.2}, label="with the head",
     )  # fmt: skip
     if lookup:
@@ -130,7 +102,7 @@ def _ratios(rows: Sequence[Record], temperature: float) -> Any:
 
 
 def _training(lines: Sequence[Series], unit: str) -> Any:
-    figure, axes = _canvas("Acceptance length against training")
+    figure, axes = canvas("Acceptance length against training")
     _plot(axes, lines)
     axes.set_xlabel("tokens trained on, repeats included" if unit == "tokens" else "steps trained")
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -142,36 +114,11 @@ def _plot(axes: Any, lines: Sequence[Series]) -> None:
     for number, line in enumerate(lines):
         whole = line.name == "all"
         axes.plot(
-            line.x, line.y, label=line.name, marker=_MARKERS[number % len(_MARKERS)], markersize=5,
-            linestyle="-" if whole else _DASHES[number % len(_DASHES)], linewidth=2.2 if whole else 1.4,
-            color="black" if whole else _COLOURS[number % len(_COLOURS)], clip_on=False,
+            line.x, line.y, label=line.name, marker=MARKERS[number % len(MARKERS)], markersize=5,
+            linestyle="-" if whole else DASHES[number % len(DASHES)], linewidth=2.2 if whole else 1.4,
+            color="black" if whole else COLOURS[number % len(COLOURS)], clip_on=False,
         )  # fmt: skip
     axes.figure.legend(loc="outside lower center", ncols=min(len(lines), 3))
 
 
-def _canvas(title: str, height: float = 4.0, grid: Literal["x", "y"] = "y") -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.grid(axis=grid)
-    return figure, axes
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Our style over matplotlib's own defaults, whatever the user's configuration says."""
-    check_drawing()
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
-def _write(figure: Any, path: Path) -> Path:
-    with written_whole(path) as unfinished:
-        figure.savefig(unfinished, format="svg", metadata={"Date": None})
-    return path
+__all__ = ["check_drawing", "draw_all"]

@@ -1,6 +1,7 @@
 """Records of evaluations and of training runs, and the series of numbers that figures are drawn from.
 
-A record is what `hf-eagle3 eval --json` wrote, a head's `training.json`, or the `trainer_state.json` of a checkpoint.
+A record is what `hf-eagle3 eval --json` or `sweep --json` wrote, a head's `training.json`, or the `trainer_state.json`
+of a checkpoint.
 Knows nothing of drawing.
 """
 

@@ -16,11 +16,13 @@ import torch
 from rich import box
 from rich.table import Table
 
+from ..native_products import multiplies_natively
 from ..whole_files import written_whole
+from .cost_curve import CostCurve
 from .lossless import Verdict
 from .records import FEWEST_VERIFICATIONS
 from .speed import Speed, Trial
-from .sweep import Entry
+from .sweep import Candidate, Entry
 
 _PACKAGES = ("hf-eagle3", "torch", "transformers", "accelerate")
 
@@ -72,15 +74,52 @@ def positions_table(rows: Sequence[Speed]) -> Table:
 
 def sweep_table(entries: Sequence[Entry]) -> Table:
     """One row a tree, the fastest first."""
+    predicted = any(entry.predicted is not None for entry in entries)
     caption = "acceptance length: bonus included; ratios: to plain generate, question by question"
+    caption += "; predicted: by that length and the cost curve" if predicted else ""
     table = Table(caption=caption, box=box.SIMPLE_HEAD)
-    for heading in ("draft nodes", "depth", "top-k", "acceptance\nlength", "mean\nratio", "median", "quartiles"):
+    headings = ("draft\nnodes", "depth", "top-k", "acceptance\nlength", "mean\nratio", "median", "quartiles")
+    for heading in (*headings, *["predicted"] * predicted):
         table.add_column(heading, justify="right")
     for entry in entries:
         sizes = (str(size) for size in entry.shape)
         spread = f"{entry.low:.2f}-{entry.high:.2f}"
         figures = (f"{figure:.2f}" for figure in (entry.acceptance_length, entry.mean, entry.ratio))
-        table.add_row(*sizes, *figures, spread)
+        table.add_row(*sizes, *figures, spread, *[_told(entry.predicted)] * predicted)
+    return table
+
+
+def candidates_table(candidates: Sequence[Candidate]) -> Table:
+    """One row a tree that was not timed, the most promising first."""
+    table = Table(caption="rehearsed on plain answers, and priced by the cost curve", box=box.SIMPLE_HEAD)
+    for heading in ("draft\nnodes", "depth", "top-k", "acceptance\nlength", "predicted\nratio"):
+        table.add_column(heading, justify="right")
+    for candidate in candidates:
+        sizes = (str(size) for size in candidate.shape)
+        table.add_row(*sizes, f"{candidate.acceptance_length:.2f}", _told(candidate.predicted))
+    return table
+
+
+def cost_table(curve: CostCurve) -> Table:
+    """The verification by nodes beside the head's work by top-k."""
+    caption = (
+        f"in plain steps of one token, over {curve.context} cached positions, medians of {curve.repeats} pairs; first "
+        "level: with the states taken in"
+    )
+    table = Table(caption=caption, box=box.SIMPLE_HEAD)
+    headings = ("nodes", "verification", "quartiles", "top-k", "first level", "further level")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    drafting = list(zip(curve.first, curve.level, strict=True))
+    for row in range(max(len(curve.verification), len(drafting))):
+        cells = ["", "", ""]
+        if row < len(curve.verification):
+            point = curve.verification[row]
+            cells = [str(point.size), f"{point.cost:.2f}", f"{point.low:.2f}-{point.high:.2f}"]
+        if row < len(drafting):
+            first, level = drafting[row]
+            cells += [str(first.size), f"{first.cost:.2f}", f"{level.cost:.2f}"]
+        table.add_row(*cells)
     return table
 
 
@@ -117,8 +156,9 @@ def trial_record(trial: Trial) -> dict[str, Any]:
 
 def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Machine, versions, commit and settings: what a reader needs to repeat or to doubt a figure."""
+    machine = {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": _gpu()}
     return {
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": _gpu()},
+        "machine": {**machine, "cpu_multiplies_in_bfloat16": multiplies_natively(torch.bfloat16, "cpu")},
         "python": platform.python_version(),
         "packages": package_versions(),
         "commit": _commit(),
@@ -172,6 +212,10 @@ def _cells(row: Speed, lookup: bool) -> list[str]:
     if lookup:
         cells.append("" if row.lookup_ratio is None else f"{row.lookup_ratio:.2f}")
     return [*cells, f"{row.tokens_per_second:.1f}, {row.plain_tokens_per_second:.1f}", _agreement(row)]
+
+
+def _told(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _rates(row: Speed) -> list[str]:

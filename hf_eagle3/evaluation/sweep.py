@@ -1,4 +1,5 @@
-"""Which tree is fastest on this device: every shape on every question, in turns with plain `generate`."""
+"""Which tree is fastest on this device: shapes answer questions in turns with plain `generate`; and the rule by which
+one of them becomes the default."""
 
 from __future__ import annotations
 
@@ -9,16 +10,23 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..tree import TreeShape
+from .cost_curve import CostCurve
 from .questions import Question, encode_chat
+from .rehearsal import mean_lengths, rehearse
 from .speed import quartiles
 from .timing import Run, Settings, run_drafted, run_plain, warm_up
 
 Shape = tuple[int, int, int]  # num_assistant_tokens, tree_depth, tree_top_k
 
-COMMON_SHAPES: tuple[Shape, ...] = (
-    *((3, 3, 1), (4, 4, 1), (5, 3, 2), (7, 4, 2), (7, 5, 2), (9, 4, 3), (11, 5, 4), (13, 5, 4), (15, 4, 4)),
-    *((15, 5, 4), (15, 6, 4), (15, 5, 8), (19, 6, 6), (23, 6, 6), (31, 6, 8), (47, 7, 8), (59, 8, 10)),
+CHAINS: tuple[Shape, ...] = ((1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 4, 1))
+SMALL_TREES: tuple[Shape, ...] = (
+    *((2, 1, 2), (3, 2, 2), (4, 2, 3), (5, 3, 2), (6, 3, 3), (7, 2, 4), (7, 4, 2), (9, 3, 4), (9, 4, 3)),
+    *((11, 3, 5), (11, 4, 4), (13, 5, 4), (15, 3, 6), (15, 5, 4)),
 )
+LARGE_TREES: tuple[Shape, ...] = ((23, 5, 6), (31, 6, 8), (47, 7, 8), (59, 6, 10), (59, 8, 10))
+COMMON_SHAPES = (*CHAINS, *SMALL_TREES, *LARGE_TREES)
+_AS_FAST = 0.99  # of the best mean ratio
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Entry:
         mean: of the questions' ratios, tokens per second over plain `generate`'s; what ranks the trees.
         ratio: their median.
         low, high: their quartiles.
+        predicted: what acceptance length and cost curve let expect; None where the curve was not measured.
     """
 
     shape: Shape
@@ -38,6 +47,17 @@ class Entry:
     ratio: float
     low: float
     high: float
+    predicted: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is expected of one shape before it is timed: the acceptance length of a rehearsal, and the ratio to plain
+    `generate` by the cost curve (None beyond what that measured)."""
+
+    shape: Shape
+    acceptance_length: float
+    predicted: float | None
 
 
 def sweep(
@@ -48,6 +68,7 @@ def sweep(
     shapes: Sequence[Shape],
     settings: Settings,
     done: Callable[[], None] = lambda: None,
+    curve: CostCurve | None = None,
 ) -> list[Entry]:
     """Times every shape; the fastest first. `done` hears of each finished question."""
     runs: dict[Shape, list[tuple[Run, Run]]] = {shape: [] for shape in shapes}
@@ -61,7 +82,51 @@ def sweep(
         for shape in [*shapes[first:], *shapes[:first]]:
             runs[shape].append((plain, run_drafted(model, head, inputs, _with(settings, shape))))
         done()
-    return sorted((_entry(shape, pairs) for shape, pairs in runs.items()), key=lambda entry: -entry.mean)
+    return sorted((_entry(shape, pairs, curve) for shape, pairs in runs.items()), key=lambda entry: -entry.mean)
+
+
+def rank(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    head: PreTrainedModel,
+    questions: Sequence[Question],
+    shapes: Sequence[Shape],
+    settings: Settings,
+    curve: CostCurve,
+    done: Callable[[], None] = lambda: None,
+) -> list[Candidate]:
+    """What to expect of every shape, the most promising first; nothing but the curve was timed.
+
+    Raises:
+        ValueError: if the answers are sampled, which cannot be rehearsed, or there is no question.
+    """
+    if not settings.greedy or not questions:
+        raise ValueError("Trees are ranked on greedy answers: give questions and temperature 0, or time all shapes.")
+    rehearsed = []
+    for question in questions:
+        inputs = encode_chat(tokenizer, question.text, model.device)
+        answer = run_plain(model, inputs, settings).tokens
+        rehearsed.append(rehearse(model, head, inputs["input_ids"], answer, [TreeShape(*shape) for shape in shapes]))
+        done()
+    lengths = mean_lengths(rehearsed)
+    found = [
+        Candidate(
+            shape, lengths[TreeShape(*shape)], curve.predicted_ratio(TreeShape(*shape), lengths[TreeShape(*shape)])
+        )
+        for shape in dict.fromkeys(shapes)
+    ]
+    return sorted(found, key=lambda candidate: -(candidate.predicted or 0.0))
+
+
+def chosen(trees: Sequence[Any]) -> Any:
+    """The tree that becomes the default: of those whose mean ratio is within a hundredth of the best, which is less
+    than such means tell apart, the one that accepts most. It gains most where a text is easier than these.
+
+    Args:
+        trees: with `mean` and `acceptance_length`, such as [`Entry`].
+    """
+    best = max(tree.mean for tree in trees)
+    return max((tree for tree in trees if tree.mean >= _AS_FAST * best), key=lambda tree: tree.acceptance_length)
 
 
 def _with(settings: Settings, shape: Shape) -> Settings:
@@ -70,8 +135,9 @@ def _with(settings: Settings, shape: Shape) -> Settings:
     return replace(settings, tree=tree)
 
 
-def _entry(shape: Shape, pairs: Sequence[tuple[Run, Run]]) -> Entry:
+def _entry(shape: Shape, pairs: Sequence[tuple[Run, Run]], curve: CostCurve | None) -> Entry:
     ratios = [drafted.tokens_per_second / plain.tokens_per_second for plain, drafted in pairs]
     lengths = [length for _, drafted in pairs for length in drafted.acceptance_lengths]
     length, mean = statistics.mean(lengths), statistics.mean(ratios)
-    return Entry(shape, length, mean, statistics.median(ratios), *quartiles(ratios))
+    predicted = None if curve is None else curve.predicted_ratio(TreeShape(*shape), length)
+    return Entry(shape, length, mean, statistics.median(ratios), *quartiles(ratios), predicted)

@@ -181,16 +181,17 @@ def _timed(model: PreTrainedModel, inputs: Mapping[str, Any], settings: Settings
     generate: Any = model.generate
     torch.manual_seed(settings.seed)
     with seen_forwards(model) as seen:
-        _finish_device_work(model)
+        finish_device_work(model)
         start = time.perf_counter()
         out = generate(**inputs, **settings.keywords(), **given)
-        _finish_device_work(model)
+        finish_device_work(model)
         seconds = time.perf_counter() - start
     lengths = (getattr(out, "acceptance_lengths", None) or [[]])[0]
     tokens = out.sequences[0, prompt_length:].tolist()
     return Run(tokens, seconds, len(seen), list(lengths), tree_levels(seen, len(lengths)))
 
 
-def _finish_device_work(model: PreTrainedModel) -> None:
+def finish_device_work(model: PreTrainedModel) -> None:
+    """Wait for the model's device: its work goes on after a call has returned."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

@@ -17,7 +17,7 @@ from .. import release
 from ..embedded import TARGET_ID
 from ..evaluation.records import FEWEST_VERIFICATIONS
 from ..whole_files import written_whole
-from . import tables
+from . import tables, tree_tables
 from .evaluations import Evaluation, Row
 from .facts import Facts, read_facts
 from .methods import method_of
@@ -169,6 +169,7 @@ def _view(facts: Facts) -> dict[str, Any]:
     """What the page shows, in strings."""
     target = target_of(facts)
     timed = [each for each in facts.evaluations if each.rows and not each.lossless]
+    swept = [each for each in facts.evaluations if each.shapes]
     return {
         "name": facts.name,
         "id": facts.repo_id or facts.name,
@@ -183,9 +184,10 @@ def _view(facts: Facts) -> dict[str, Any]:
         "missing": tables.missing(facts),
         "agreement": tables.agreement(facts),
         "lossless": tables.agreement_table(facts),
-        "sweeps": [
-            {"told": tables.told(each), "table": tables.sweep_table(each)} for each in facts.evaluations if each.shapes
-        ],
+        "sweeps": [_sweep(each) for each in swept],
+        "costs": tree_tables.cost_table(swept),
+        "levels": tree_tables.level_table(swept),
+        "contexts": sorted({each.costs.context for each in swept if each.costs and each.costs.context}),
         "head": tables.head_table(facts, target),
         "training": tables.training_table(facts.training),
         "settings": tables.settings_table(facts.recipe),
@@ -201,6 +203,11 @@ def _speed(facts: Facts, evaluation: Evaluation, temperature: float) -> dict[str
         "table": tables.speed_table(facts, evaluation, temperature),
         "positions": tables.position_table(facts, evaluation, temperature),
     }
+
+
+def _sweep(evaluation: Evaluation) -> dict[str, str]:
+    table, choice = tree_tables.sweep_table(evaluation), tree_tables.choice(evaluation)
+    return {"told": tables.told(evaluation), "table": table, "choice": choice}
 
 
 def _facts_for_words(facts: Facts) -> dict[str, Any]:

@@ -47,6 +47,18 @@ class Shape:
     ratio: float | None
     low: float | None
     high: float | None
+    predicted: float | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The cost curve of a sweep, in plain steps of one token; see `hf_eagle3.evaluation.cost_curve.CostCurve`. A size
+    whose cost is not told is left out."""
+
+    context: int | None
+    verification: Mapping[int, float]
+    first: Mapping[int, float]
+    level: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class Conditions:
     Args:
         device: "cpu", "cuda:0", ...
         dtype: "bfloat16", ...
+        native: whether the device multiplies in it by itself.
         tree: draft nodes, levels, top-k.
         new_tokens: the longest answer.
         packages: versions by name.
@@ -67,6 +80,7 @@ class Conditions:
     gpu: str | None
     device: str | None
     dtype: str | None
+    native: bool | None
     tree: tuple[int, int, int] | None
     new_tokens: int | None
     python: str | None
@@ -84,6 +98,7 @@ class Evaluation:
 
     Args:
         file: where it lies in the head's folder.
+        costs: of a sweep, if they were measured.
         lossless: whether it compared tokens, and its times mean nothing.
         record: the JSON as it is.
     """
@@ -92,6 +107,7 @@ class Evaluation:
     lossless: bool
     rows: tuple[Row, ...]
     shapes: tuple[Shape, ...]
+    costs: Costs | None
     conditions: Conditions
     record: Mapping[str, Any]
 
@@ -134,6 +150,12 @@ class _Reader:
     def number(self, name: str) -> float | None:
         return self._take(name, (int, float), "a number")
 
+    def flag(self, name: str) -> bool | None:
+        value = self.given.get(name)
+        if value is None or isinstance(value, bool):
+            return value
+        raise ValueError(f"{self.file} has {value!r} as {name}, and true or false is needed: measure again.")
+
     def items(self, name: str) -> Sequence[Any]:
         return self._take(name, list, "a list") or ()
 
@@ -161,7 +183,8 @@ def read_evaluation(file: str, record: Mapping[str, Any], added: Mapping[str, An
         raise ValueError(f"{file} is no evaluation: give what `hf-eagle3 eval --json` or `sweep --json` wrote.")
     lossless = record.get("lossless", added.get("lossless", False))
     _agree(file, "lossless", added, lossless)
-    return Evaluation(file, bool(lossless), rows, shapes, conditions, record)
+    costs = _costs(reader.part("cost")) if reader.given.get("cost") else None
+    return Evaluation(file, bool(lossless), rows, shapes, costs, conditions, record)
 
 
 def _agree(file: str, name: str, added: Mapping[str, Any], told: Any) -> None:
@@ -198,8 +221,17 @@ def _row(row: _Reader, settings: _Reader) -> Row:
 
 
 def _shape(entry: _Reader) -> Shape:
-    numbers = ("acceptance_length", "mean", "ratio", "low", "high")
+    numbers = ("acceptance_length", "mean", "ratio", "low", "high", "predicted")
     return Shape(_sizes(entry.file, entry.items("shape")), **{field: entry.number(field) for field in numbers})
+
+
+def _costs(cost: _Reader) -> Costs:
+    def column(name: str) -> dict[int, float]:
+        points = [_Reader(cost.file, point, f"a point of {name}") for point in cost.items(name)]
+        told = [(point.count("size"), point.number("cost")) for point in points]
+        return {size: value for size, value in told if size is not None and value is not None}
+
+    return Costs(cost.count("context"), column("verification"), column("first"), column("level"))
 
 
 def _sizes(file: str, sizes: Sequence[Any]) -> tuple[int, int, int]:
@@ -214,6 +246,9 @@ def _conditions(provenance: _Reader, settings: _Reader, added: Mapping[str, Any]
     dtype, file = settings.text("dtype"), provenance.file
     tree = settings.part("tree").given or added.get("tree") or {}
     _agree(file, "tree", added, tree)
+    native = settings.flag("native_products")
+    native = _Reader(file, added, "what card.yaml tells").flag("native_products") if native is None else native
+    _agree(file, "native_products", added, native)
     return Conditions(
         cpu=machine.text("cpu"),
         cores=machine.count("cores"),
@@ -221,6 +256,7 @@ def _conditions(provenance: _Reader, settings: _Reader, added: Mapping[str, Any]
         gpu=machine.text("gpu"),
         device=settings.text("device"),
         dtype=None if dtype is None else dtype.removeprefix("torch."),
+        native=native,
         tree=_sizes(file, [tree.get(name) for name in TREE]) if tree else None,
         new_tokens=settings.count("max_new_tokens"),
         python=provenance.text("python"),

@@ -14,7 +14,6 @@ from .facts import Facts
 
 NOT_MEASURED = "not measured"
 _EXACT, _HALF = ("float32", "float64"), ("bfloat16", "float16")
-_KNOBS = ("nodes", "levels", "top-k")
 # Fields of `training.json` that stand in the table, those of early records included.
 _TRAINED = (
     ("conversations", ("conversations",)),
@@ -68,7 +67,7 @@ def told(evaluation: Evaluation) -> str:
     parts.append(machine(how))
     if not how.on_gpu:
         parts += [f"{how.cores} cores" if how.cores else "", f"{how.threads} threads" if how.threads else ""]
-    parts.append(how.dtype or "")
+    parts.append(f"{how.dtype} (emulated)" if how.dtype and how.native is False else how.dtype or "")
     if how.new_tokens:
         parts.append(f"answers of up to {how.new_tokens} new tokens")
     if evaluation.rows:
@@ -151,14 +150,6 @@ def agreement_table(facts: Facts) -> str:
         lines.append([f"`{each.file}`", each.conditions.dtype or "", *cells, fixed(row.acceptance_length)])
     head = ("record", "dtype", "questions", "new tokens", "identical", "near ties", "wrong", "acceptance length")
     return table(head, lines, numbers=True) if lines else ""
-
-
-def sweep_table(evaluation: Evaluation) -> str:
-    lines = []
-    for shape in evaluation.shapes:
-        sizes, ratios = map(str, shape.sizes), spread(shape.ratio, shape.low, shape.high)
-        lines.append([*sizes, fixed(shape.acceptance_length), fixed(shape.mean), ratios])
-    return table([*_KNOBS, "acceptance length", "mean ratio", "median (quartiles)"], lines, numbers=True)
 
 
 def provenance_table(facts: Facts) -> str:

@@ -21,7 +21,7 @@ import yaml
 
 FILE = "card.yaml"
 SECTIONS = ("summary", "use", "measured", "lossless", "trees", "head", "training", "limits")
-OF_A_RECORD = ("tree", "lossless")
+OF_A_RECORD = ("tree", "lossless", "native_products")
 OF_QUESTIONS = ("name", "dataset", "config", "split")
 
 
@@ -37,7 +37,8 @@ class Words:
         tags: beside those that every head has.
         repo_id: of the head, once it has one.
         questions: for a file of questions its pretty `name`, and the Hub `dataset` (with `config`, `split`) it is of.
-        records: for a file in `evaluation/` what it leaves out: its `tree`, or that it is a `lossless` check. For
+        records: for a file in `evaluation/` what it leaves out: its `tree`, that it is a `lossless` check, or
+            whether the device has `native_products` in the dtype. For
             records of early versions, which did not say.
         prose: paragraphs by section, of `SECTIONS`.
     """

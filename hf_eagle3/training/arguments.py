@@ -11,17 +11,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from ..native_products import has_bf16
 from .objective import LossSettings
 
 STAGES = "0.3:2,0.4:4,0.3:5"
-
-
-def has_bf16() -> bool:
-    """Whether this machine multiplies in bfloat16 by itself; one that must emulate it is faster in float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
 
 
 @dataclass

@@ -6,6 +6,7 @@ Typer reads the signature, and the first paragraph is the help. The heavy import
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +55,12 @@ def train(
         float | None, typer.Option(min=0.0, help="End this sitting after so long; the same command goes on.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights, order and anchors.")] = None,
-    dtype: Annotated[Precision | None, typer.Option(help="Of the target.")] = None,
+    dtype: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Of the target [its own; the embedded one's: bfloat16 where the device has it, else float32]."
+        ),
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Evaluation questions that --data must stay clear of; refused otherwise.")
     ] = None,
@@ -83,6 +89,7 @@ def train(
     }  # fmt: skip
     recipe = read_recipe(config, {name: value for name, value in given.items() if value is not None})
     args = recipe.training_arguments(output_dir)
+    recipe = _settled(recipe, args.device)
     logging.getLogger("hf_eagle3").setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
     if overwrite_output_dir:
         with args.main_process_first(local=False):
@@ -100,6 +107,15 @@ def train(
         raise ValueError(str(error)) from error
     if args.process_index == 0:
         _tell(outcome, recipe, output_dir)
+
+
+def _settled(recipe: Recipe, device: Any) -> Recipe:
+    """The recipe with the dtype that the embedded target gets on this device: a run goes on elsewhere in the same."""
+    from ..native_products import usual_dtype
+
+    if recipe.target is not None or recipe.dtype is not None:
+        return recipe
+    return dataclasses.replace(recipe, dtype=str(usual_dtype(device)).removeprefix("torch."))
 
 
 def _target(recipe: Recipe, device: Any) -> tuple[Any, Any]:

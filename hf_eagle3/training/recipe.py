@@ -48,8 +48,9 @@ class Recipe:
     Args:
         data: folder or Hub id of a data set written by `hf-eagle3 data write`.
         target: Hub id or folder of the target; the embedded one if not given.
-        dtype: of the target: "auto", "float32", "bfloat16" or "float16"; if not given bfloat16 for the embedded one,
-            the checkpoint's own for others.
+        dtype: of the target: "auto", "float32", "bfloat16" or "float16"; if not given the checkpoint's own, for the
+            embedded one bfloat16 where the device multiplies in it by itself, else float32. The command writes down
+            which.
         init: Hub id or folder of a head to start from; its vocabulary and boundaries are kept.
         lora_rank: train an adapter of this rank on `init` and save that.
         boundaries: what a fresh head reads of the target; the official default if not given.

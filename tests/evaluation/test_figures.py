@@ -60,7 +60,7 @@ def test_each_evaluation_has_files_of_its_own(tmp_path: Path) -> None:
 
 
 def test_nothing_to_draw_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither files of questions"):
+    with pytest.raises(ValueError, match="neither files of questions, nor trees"):
         draw_all([{"label": "x", "history": []}], tmp_path)
 
 

@@ -42,9 +42,28 @@ TRAINING = {
 SWEEP = {
     "provenance": {
         "machine": {"cpu": "A CPU", "cores": 2, "threads": 1, "gpu": None},
-        "settings": {"dtype": "torch.bfloat16"},
+        "settings": {"dtype": "torch.bfloat16", "device": "cpu", "native_products": False},
     },
-    "trees": [{"shape": [9, 3, 4], "acceptance_length": 2.1, "mean": 1.4, "ratio": 1.3, "low": 1.2, "high": 1.6}],
+    "cost": {
+        "context": 321,
+        "repeats": 3,
+        "verification": [{"size": 1, "cost": 1.02, "low": 0.9, "high": 1.1}, {"size": 16, "cost": 12.34}],
+        "first": [{"size": 1, "cost": 0.23}, {"size": 10, "cost": 0.34}],
+        "level": [{"size": 1, "cost": 0.12}, {"size": 10, "cost": 0.15}],
+    },
+    "trees": [
+        {
+            "shape": [9, 3, 4],
+            "acceptance_length": 2.1,
+            "mean": 1.4,
+            "ratio": 1.3,
+            "low": 1.2,
+            "high": 1.6,
+            "predicted": 1.77,
+        },
+        {"shape": [7, 2, 4], "acceptance_length": 2.0, "mean": 1.41, "ratio": 1.35, "low": 1.2, "high": 1.5},
+        {"shape": [59, 8, 10], "acceptance_length": 2.9, "mean": 0.91, "ratio": 0.89, "low": 0.7, "high": 1.0},
+    ],
 }
 
 

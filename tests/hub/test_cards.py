@@ -103,6 +103,48 @@ def test_the_figures_are_those_of_the_record(folder: Path, records) -> None:
     assert card.count("### Temperature") == 2  # a lossless check has no times to show
 
 
+def test_trees_of_several_devices_and_what_their_nodes_cost(folder: Path) -> None:
+    native = copy.deepcopy(SWEEP)
+    native["provenance"]["settings"]["native_products"] = True
+    native["cost"]["verification"] = [{"size": 1, "cost": 1.01}, {"size": 8, "cost": 1.26}]
+    (folder / "evaluation" / "native.json").write_text(json.dumps(native))
+    card = render_card(folder)
+    trees = section(card, "The size of the tree")
+    assert "| nodes | 1 | 8 | 16 |" in trees
+    assert "| `evaluation/native.json` | 1.01 | 1.26 |  |" in trees
+    assert "| `evaluation/trees.json` | 1.02 |  | 12.34 |" in trees
+    assert "| `evaluation/trees.json`, a further level | 0.12 | 0.15 |" in trees
+    assert "over a cache of\n321 positions" in trees
+    assert "bfloat16 (emulated)" in trees
+    assert "| 9 | 3 | 4 | 2.10 | 1.40 | 1.30 (1.20-1.60) | 1.77 |" in trees
+    assert trees.count("is chosen: 9 nodes, 3 levels, top-4.") == 2
+    assert set(untraced_numbers(card, folder)) <= ALWAYS
+
+
+def test_a_sweep_without_costs_shows_its_trees(folder: Path) -> None:
+    for field in ("cost", "trees.predicted"):
+        change(folder / "evaluation" / "trees.json", field, None)
+    trees = section(render_card(folder), "The size of the tree")
+    assert "| 9 | 3 | 4 | 2.10 |" in trees
+    for absent in ("predicted", "plain steps", "nodes expanded"):
+        assert absent not in trees
+    change(folder / "evaluation" / "trees.json", "trees.mean", None)
+    assert "is chosen" not in render_card(folder)
+
+
+def test_whether_a_record_multiplied_natively_may_be_told_by_hand(folder: Path) -> None:
+    path, words = folder / "evaluation" / "trees.json", folder / "card.yaml"
+    before = words.read_text()
+    words.write_text(before + "records:\n  trees.json: {native_products: true}\n")
+    with pytest.raises(ValueError, match="its native_products is True, but it is False"):
+        render_card(folder)
+    change(path, "provenance.settings.native_products", None)
+    assert "(emulated)" not in render_card(folder)
+    words.write_text(before + "records:\n  trees.json: {native_products: perhaps}\n")
+    with pytest.raises(ValueError, match="'perhaps' as native_products, and true or false is needed"):
+        render_card(folder)
+
+
 def test_metadata_is_read_back_by_the_hubs_client(folder: Path) -> None:
     loaded = ModelCard.load(write_card(folder))
     facts = read_facts(folder)

@@ -7,12 +7,16 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from hf_eagle3 import cli
+from hf_eagle3 import cli, embedded
 from hf_eagle3.evaluation import lossless, timing
+from hf_eagle3.evaluation.command import Precision, load_pair
 from hf_eagle3.evaluation.timing import Run
 
 COST = re.compile(
@@ -247,6 +251,28 @@ def test_what_another_library_tells_is_one_line(
     monkeypatch.setattr(cli, "app", fail)
     assert run_main(monkeypatch) == 2
     assert capsys.readouterr().err == "hf-eagle3: No such model. Look at  the Hub.\n"
+
+
+@pytest.mark.parametrize(("able", "usual"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_embedded_pair_comes_in_what_the_cpu_multiplies_in(
+    monkeypatch: pytest.MonkeyPatch, able: bool, usual: torch.dtype
+) -> None:
+    """But in the dtype that was asked for, and other targets in their own."""
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    monkeypatch.setattr(
+        embedded, "load", lambda *given: asked.append(given) or (SimpleNamespace(dtype=given[0]), None)
+    )
+    monkeypatch.setattr(embedded, "load_head", lambda *given: asked.append(given))
+    load_pair(None, None, None, "cpu", drafting=True)
+    load_pair(None, None, Precision.bfloat16, "cpu", drafting=False)
+    assert asked == [(usual, "cpu"), (usual, "cpu"), ("bfloat16", "cpu")]
+
+
+def test_another_target_comes_in_its_own_dtype(monkeypatch: pytest.MonkeyPatch, pair_folders) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    model, _, head = load_pair(pair_folders.target, pair_folders.head, None, "cpu", drafting=True)
+    assert model.dtype == head.dtype == torch.float32
 
 
 def test_trace_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

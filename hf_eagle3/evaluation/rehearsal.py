@@ -1,0 +1,102 @@
+"""The acceptance lengths that trees of many sizes would have reached on one greedy answer, without decoding it again.
+
+What a head drafts behind a position depends on the text alone, so one tree behind each position of the answer, with
+all that was scored, tells of every tree of the same top-k with fewer nodes or levels: it is the part of that tree with
+the best scores. Trees of another top-k expand other nodes and want a run of the head of their own. Exact but for
+rounding (decoding computes states in other batches), and for the last round, which the answer's end may cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..pairing import as_head, check_pair, drafter_for
+from ..states import capturing
+from ..tree import DraftTree, TreeShape
+
+
+@torch.no_grad()
+def rehearse(
+    model: PreTrainedModel,
+    head: PreTrainedModel,
+    prompt: torch.Tensor,
+    answer: Sequence[int],
+    shapes: Sequence[TreeShape],
+) -> dict[TreeShape, list[int]]:
+    """For each shape the acceptance lengths of its rounds, bonus included.
+
+    Args:
+        prompt: int64 `[1, length]`.
+        answer: plain `generate`'s, greedy.
+    """
+    check_pair(model, head)
+    ids = torch.cat((prompt, torch.tensor([list(answer)], device=prompt.device)), dim=1)
+    first = prompt.shape[1]  # where the first root stands: the token that the prompt's forward gives
+    states = _states(model, head, ids)
+    lengths: dict[TreeShape, list[int]] = {}
+    for top_k in sorted({shape.tree_top_k for shape in shapes}):
+        own = [shape for shape in shapes if shape.tree_top_k == top_k]
+        accepted: dict[TreeShape, list[int]] = {shape: [] for shape in own}
+        for place, tree in enumerate(_trees(model, head, ids, states, first, max(s.tree_depth for s in own), top_k)):
+            following = ids[0, first + place + 1 :].tolist()
+            for shape in own:
+                accepted[shape].append(accepted_drafts(tree, shape, following))
+        lengths |= {shape: list(_rounds(accepted[shape])) for shape in own}
+    return lengths
+
+
+def accepted_drafts(tree: DraftTree, shape: TreeShape, following: Sequence[int]) -> int:
+    """How many of the tokens that follow the root are drafted by the part of `tree` that a smaller shape keeps.
+
+    Args:
+        tree: one row, with every node that was scored at the shape's top-k, at its depth or beyond.
+    """
+    tokens, scores, depths = tree.tokens[0].tolist(), tree.log_probs[0].tolist(), tree.depths[0].tolist()
+    there = [node for node in range(1, tree.num_nodes) if depths[node] <= shape.tree_depth]
+    # Of equal scores the node created first, as the drafter chooses; so no child comes without its parent.
+    kept = set(sorted(there, key=lambda node: (-scores[node], node))[: shape.num_assistant_tokens])
+    children, node, length = tree.children(0), 0, 0
+    for token in following:
+        found = [child for child in children[node] if child in kept and tokens[child] == token]
+        if not found:
+            break
+        node, length = found[0], length + 1
+    return length
+
+
+def _states(model: Any, head: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """The target's states over the whole text, in one forward."""
+    boundaries = drafter_for(as_head(head), model, TreeShape(1, 1, 1), None).boundaries
+    with capturing(model, boundaries) as capture:
+        out = model(ids, use_cache=False, **capture.asked)
+    return capture.states(out.get("hidden_states"))
+
+
+def _trees(
+    model: Any, head: Any, ids: torch.Tensor, states: list[torch.Tensor], first: int, depth: int, top_k: int
+) -> Iterator[DraftTree]:
+    """The tree behind each position from `first` on, with all nodes that were scored."""
+    drafter = drafter_for(as_head(head), model, TreeShape(top_k + (depth - 1) * top_k**2, depth, top_k), None)
+    drafter.observe([state[:, :first] for state in states], first)
+    for root in range(first, ids.shape[1]):
+        if root > first:
+            drafter.observe([state[:, root - 1 : root] for state in states], root)
+        yield drafter.draft(ids[:, : root + 1])
+
+
+def _rounds(accepted: Sequence[int]) -> Iterator[int]:
+    """The acceptance lengths of rounds one after the other, each beginning where the one before it ended."""
+    place = 0
+    while place < len(accepted) - 1:  # behind the last token there is nothing left to verify
+        yield accepted[place] + 1
+        place += accepted[place] + 1
+
+
+def mean_lengths(rehearsed: Sequence[Mapping[TreeShape, Sequence[int]]]) -> dict[TreeShape, float]:
+    """Tokens per verification of each shape over all answers; 1.0 where none took a round."""
+    rounds = {shape: [length for each in rehearsed for length in each[shape]] for shape in rehearsed[0]}
+    return {shape: sum(lengths) / len(lengths) if lengths else 1.0 for shape, lengths in rounds.items()}

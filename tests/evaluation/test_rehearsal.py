@@ -1,0 +1,69 @@
+"""Rehearsed acceptance lengths are those of decoding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from hf_eagle3.evaluation.rehearsal import accepted_drafts, mean_lengths, rehearse
+from hf_eagle3.evaluation.timing import Settings, run_drafted, run_plain
+from hf_eagle3.tree import DraftTree, TreeShape
+
+SHAPES = [
+    TreeShape(1, 1, 1), TreeShape(3, 3, 1), TreeShape(4, 1, 16), TreeShape(16, 2, 16), TreeShape(40, 3, 16),
+    TreeShape(12, 4, 8), TreeShape(30, 2, 8), TreeShape(600, 3, 16),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pair(pair_folders) -> tuple[Any, Any]:
+    target = AutoModelForCausalLM.from_pretrained(pair_folders.target).eval()
+    target.generation_config.eos_token_id = None
+    return target, AutoModel.from_pretrained(pair_folders.head).eval()
+
+
+@pytest.mark.parametrize("seed", [2, 4])  # answers on which these random weights accept two drafts now and then
+def test_every_shape_accepts_what_it_accepts_when_decoding(pair, seed: int) -> None:
+    ids = torch.randint(4, 64, (1, 6), generator=torch.Generator().manual_seed(seed))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    answer = run_plain(pair[0], inputs, Settings(max_new_tokens=40)).tokens
+    rehearsed = rehearse(*pair, ids, answer, SHAPES)
+    assert set(rehearsed) == set(SHAPES)
+    longest = 0
+    for shape in SHAPES:
+        run = run_drafted(*pair, inputs, Settings(max_new_tokens=40, tree=vars(shape)))
+        assert run.tokens == answer
+        assert rehearsed[shape][:-1] == run.acceptance_lengths[:-1]  # the end may cut the last one
+        assert len(rehearsed[shape]) == len(run.acceptance_lengths)
+        longest = max(longest, *run.acceptance_lengths)
+    assert longest > 2
+
+
+def test_the_best_nodes_of_a_tree_are_the_smaller_tree() -> None:
+    #       root 0 -> 1 (5), 2 (6); 1 -> 3 (7), 4 (8); 3 -> 5 (9); 2 -> 6 (7)
+    tree = DraftTree(
+        torch.tensor([[4, 5, 6, 7, 8, 9, 7]]),
+        torch.tensor([[-1, 0, 0, 1, 1, 3, 2]]),
+        torch.tensor([[0.0, -1.0, -2.0, -1.5, -2.5, -2.0, -4.0]]),
+    )
+    assert accepted_drafts(tree, TreeShape(9, 9, 2), [5, 7, 9, 1]) == 3
+    assert accepted_drafts(tree, TreeShape(9, 2, 2), [5, 7, 9, 1]) == 2
+    assert accepted_drafts(tree, TreeShape(3, 9, 2), [5, 7, 9]) == 2  # of the two at -2.0 the older node is kept
+    assert accepted_drafts(tree, TreeShape(4, 9, 2), [5, 7, 9]) == 3
+    assert accepted_drafts(tree, TreeShape(3, 9, 2), [6, 7]) == 1
+    assert accepted_drafts(tree, TreeShape(9, 9, 2), [6, 7]) == 2
+    assert accepted_drafts(tree, TreeShape(9, 9, 2), [1]) == accepted_drafts(tree, TreeShape(9, 9, 2), []) == 0
+
+
+def test_an_answer_of_one_token_takes_no_round(pair) -> None:
+    rehearsed = rehearse(*pair, torch.tensor([[1, 7]]), [9], SHAPES[:2])
+    assert rehearsed == {SHAPES[0]: [], SHAPES[1]: []}
+    assert mean_lengths([rehearsed]) == {SHAPES[0]: 1.0, SHAPES[1]: 1.0}
+
+
+def test_the_mean_is_over_all_rounds() -> None:
+    one, two = SHAPES[:2]
+    assert mean_lengths([{one: [1, 3], two: [1]}, {one: [2], two: [4, 4]}]) == {one: 2.0, two: 3.0}

@@ -1,0 +1,101 @@
+"""The tree of a call that asks for none, and the warning where a dtype is only emulated."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from hf_eagle3 import pairing
+from hf_eagle3.default_trees import ACCELERATOR, CPU, CPU_EMULATED, CPU_HALF, DEFAULT_TREES, default_tree, device_kind
+from hf_eagle3.pairing import tree_shape
+
+ABLE, UNABLE = {"avx512_bf16": True, "avx512_fp16": True}, {"avx2": True}
+
+
+@pytest.fixture
+def pair(pair_folders) -> tuple[Any, Any]:
+    target = AutoModelForCausalLM.from_pretrained(pair_folders.target).eval()
+    return target, AutoModel.from_pretrained(pair_folders.head).eval()
+
+
+def has(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool]) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype", "kind"),
+    [
+        (ABLE, torch.float32, CPU), (UNABLE, torch.float32, CPU), (UNABLE, torch.float64, CPU),
+        (ABLE, torch.bfloat16, CPU_HALF), (ABLE, torch.float16, CPU_HALF),
+        (UNABLE, torch.bfloat16, CPU_EMULATED), (UNABLE, torch.float16, CPU_EMULATED),
+        ({"avx512_bf16": True}, torch.float16, CPU_EMULATED),
+    ],
+)  # fmt: skip
+def test_what_decides_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capabilities, dtype: torch.dtype, kind: str) -> None:
+    has(monkeypatch, capabilities)
+    assert device_kind(torch.device("cpu"), dtype) == kind
+    assert default_tree(torch.device("cpu"), dtype) == DEFAULT_TREES[kind]
+    for device in ("cuda:1", "mps", "xpu"):
+        assert device_kind(torch.device(device), dtype) == ACCELERATOR
+
+
+def test_a_record_tells_what_its_machine_could() -> None:
+    cpu = torch.device("cpu")
+    assert device_kind(cpu, torch.bfloat16, native=True) == CPU_HALF
+    assert device_kind(cpu, torch.bfloat16, native=False) == CPU_EMULATED
+    assert device_kind(cpu, torch.float32, native=False) == CPU
+
+
+def test_a_call_gets_the_tree_of_what_it_computes_on(monkeypatch: pytest.MonkeyPatch, pair) -> None:
+    target, head = pair
+    small = pairing.TreeShape(2, 2, 1)
+    monkeypatch.setitem(DEFAULT_TREES, CPU_EMULATED, small)
+    has(monkeypatch, UNABLE)
+    assert tree_shape(target, head, {}, None) == DEFAULT_TREES[CPU]
+    assert tree_shape(target.bfloat16(), head, {}, None) == small
+    assert tree_shape(target, head, {"tree_top_k": 3}, None) == pairing.TreeShape(2, 2, 3)
+    has(monkeypatch, ABLE)
+    assert tree_shape(target, head, {}, None) == DEFAULT_TREES[CPU_HALF]
+
+
+@pytest.fixture
+def unwarned():
+    pairing._warn_of_emulation.cache_clear()
+    yield
+    pairing._warn_of_emulation.cache_clear()
+
+
+def answer(pair: tuple[Any, Any]) -> None:
+    pair[0].generate(torch.tensor([[1, 7, 9]]), assistant_model=pair[1], max_new_tokens=3, do_sample=False)
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_an_emulated_dtype_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    has(monkeypatch, UNABLE)
+    with caplog.at_level(logging.WARNING, logger="hf_eagle3"):
+        answer(pair)
+        assert not caplog.records
+        pair[0].bfloat16(), pair[1].bfloat16()
+        answer(pair)
+        answer(pair)
+    (told,) = caplog.records
+    assert told.name.split(".")[0] == "hf_eagle3"
+    assert "in bfloat16" in told.getMessage()
+    assert "float32 is faster on this machine" in told.getMessage()
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_a_dtype_that_the_cpu_has_is_not_warned_of(
+    monkeypatch: pytest.MonkeyPatch, pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    has(monkeypatch, ABLE)
+    pair[0].bfloat16(), pair[1].bfloat16()
+    with caplog.at_level(logging.WARNING, logger="hf_eagle3"):
+        answer(pair)
+    assert not caplog.records
