@@ -6,6 +6,7 @@ whole or not at all, so that a run that was killed goes on after the last shard 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -21,12 +22,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
+from ..configuration_eagle3 import LAST_HIDDEN_STATE
 from ..whole_files import written_whole
 from .features import Example, Row, TargetStates
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FORMAT = 1
-_TENSORS = ("ids", "answers", "features", "last_hidden", "best")
+_LAST = [LAST_HIDDEN_STATE]  # the boundaries of a head whose features are the last hidden states themselves
 _SPARE_BYTES = 256 << 20  # what a disk is left with at least
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,9 @@ def write_features(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Fill `folder` with the states over `rows`, going on where an earlier run of the same kind stopped.
+
+    Last hidden states are always kept. So states at `[LAST_HIDDEN_STATE]` need no tensor of their own, and a folder
+    that was begun for other boundaries has them: it is gone on with as it was begun.
 
     Args:
         rows: a sequence of `{"input_ids", "loss_mask"}`, such as a split of a data set.
@@ -65,14 +70,14 @@ class _Writer:
     """One filling of a folder, with its lock held."""
 
     def __init__(self, states: TargetStates, rows: Any, folder: Path, dtype: str | None, shard_tokens: int) -> None:
-        self.states, self.rows, self.folder = states, rows, folder
+        self.states, self.rows, self.folder = _as_begun(states, folder), rows, folder
         name = dtype or str(states.model.dtype).removeprefix("torch.")
         self.dtype = DTYPES[name]
         self.lengths = [len(ids) for ids in _column(rows, "input_ids")]
         self.plan = _plan(self.lengths, shard_tokens)
         self.made_of: dict[str, Any] = {
             "format": _FORMAT,
-            "boundaries": states.boundaries,
+            "boundaries": self.states.boundaries,
             "dtype": name,
             "shard_tokens": shard_tokens,
             "vocab_size": len(states.logit_rule.weight),
@@ -119,7 +124,7 @@ class _Writer:
     def _check_disk(self, tokens_there: int) -> None:
         tokens = sum(self.lengths) - tokens_there
         hidden = self.states.logit_rule.weight.shape[1]
-        width = (len(self.states.boundaries) + 1) * hidden
+        width = (len(self.states.boundaries) + (self.states.boundaries != _LAST)) * hidden
         states, rest = tokens * width * self.dtype.itemsize, tokens * 9  # int32 ids and best, one byte of mask
         needed = states + rest + 4 * self.made_of["vocab_size"] * len(self.plan)
         free = shutil.disk_usage(self.folder).free
@@ -137,12 +142,13 @@ class _Writer:
         tensors = {
             "ids": torch.cat([example.ids for example in examples]).int().cpu(),
             "answers": torch.cat([example.answers for example in examples]).cpu(),
-            "features": torch.cat([example.features for example in examples]).to(self.dtype).cpu(),
             "last_hidden": torch.cat([example.last_hidden for example in examples]).to(self.dtype).cpu(),
             "best": torch.cat([example.best for example in examples]).int().cpu(),
             "lengths": torch.tensor(self.lengths[first:last]),
             "mass": torch.stack([self.states.mass_of(example) for example in examples]).sum(0),
         }
+        if self.states.boundaries != _LAST:
+            tensors["features"] = torch.cat([example.features for example in examples]).to(self.dtype).cpu()
         unfinished = self.folder / f".{name}.tmp"
         try:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, unfinished)
@@ -161,11 +167,11 @@ class FeatureStore(Dataset):
     """The examples of a folder that [`write_features`] has filled, read lazily: the files are mapped, not loaded.
 
     Args:
-        boundaries: what the states must have been captured at.
+        boundaries: what the states must have been captured at; every folder has those at `[LAST_HIDDEN_STATE]`.
         verify: compare every shard with its checksum first.
 
     Attributes:
-        mass: float32 `[vocab]`, the target's summed probability of each token over all answers.
+        mass: float32 `[vocab]`, the target's summed probability of each token over all answers of the folder.
         index: the facts of `index.json`.
 
     Raises:
@@ -175,12 +181,12 @@ class FeatureStore(Dataset):
 
     def __init__(self, folder: str | Path, boundaries: Sequence[int], verify: bool = True) -> None:
         self.folder = Path(folder)
-        self.index = _read_index(self.folder)
+        self.index, self.boundaries = _read_index(self.folder), list(boundaries)
         if not self.index.get("finished"):
             raise OSError(f"The features in {self.folder} are not complete: run the command that writes them again.")
-        if self.index["boundaries"] != list(boundaries):
+        if self.boundaries not in (self.index["boundaries"], _LAST):
             raise ValueError(
-                f"{self.folder} holds states at boundaries {self.index['boundaries']} and {list(boundaries)} are "
+                f"{self.folder} holds states at boundaries {self.index['boundaries']} and {self.boundaries} are "
                 "wanted: name another folder for them."
             )
         for shard in self.index["shards"]:
@@ -209,9 +215,17 @@ class FeatureStore(Dataset):
 
     def __getitem__(self, index: int) -> Example:
         number, start, length = self.where[index]
-        shard = self._shard(number)
-        ids, answers, features, last, best = (shard.get_slice(name)[start : start + length] for name in _TENSORS)
+        shard, rows = self._shard(number), slice(start, start + length)
+        ids, answers, last, best = (shard.get_slice(name)[rows] for name in ("ids", "answers", "last_hidden", "best"))
+        features = last if self.boundaries == _LAST else shard.get_slice("features")[rows]
         return Example(ids.long(), answers, features, last, best.long())
+
+    def subset(self, indices: Sequence[int]) -> FeatureStore:
+        """The examples of these indices, in the order given, out of the same files: nothing is copied. Its `mass` is
+        still the whole folder's."""
+        part = copy.copy(self)
+        part.where = [self.where[index] for index in indices]
+        return part
 
     def _shard(self, number: int) -> Any:
         """The mapped file, opened once in each process."""
@@ -221,6 +235,15 @@ class FeatureStore(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
+
+
+def _as_begun(states: TargetStates, folder: Path) -> TargetStates:
+    """`states`, at the boundaries that `folder` was begun with where only last hidden states are wanted."""
+    if states.boundaries != _LAST or not (folder / "index.json").is_file():
+        return states
+    begun = copy.copy(states)
+    begun.boundaries = _read_index(folder).get("boundaries", states.boundaries)
+    return begun
 
 
 def target_fingerprint(model: Any) -> str:

@@ -24,7 +24,8 @@ class Example:
     """One conversation ready for training: all tensors are over its `tokens`.
 
     `ids` int64; `answers` bool; `features [tokens, boundaries * hidden]`; `last_hidden [tokens, hidden]`, after the
-    final norm; `best` int64, the target's argmax for the next token, -1 where that is no answer token.
+    final norm, and the very same tensor as `features` where that is what a head reads; `best` int64, the target's
+    argmax for the next token, -1 where that is no answer token.
     """
 
     ids: torch.Tensor
@@ -118,7 +119,7 @@ class TargetStates:
 
     Args:
         model: a decoder-only causal LM, quantised ones and those with an adapter included.
-        boundaries: the captured boundaries, ascending.
+        boundaries: the captured boundaries, ascending, or `[LAST_HIDDEN_STATE]` alone.
         batch_tokens: how many padded tokens go through the target at once.
 
     Raises:
@@ -154,16 +155,17 @@ class TargetStates:
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
         lengths = torch.tensor([len(row) for row in ids], device=device)
         mask = (torch.arange(padded.shape[1], device=device) < lengths[:, None]).long()
-        with capturing(self.model, [*self.boundaries, LAST_HIDDEN_STATE]) as capture:
+        wanted = [boundary for boundary in self.boundaries if boundary != LAST_HIDDEN_STATE]
+        with capturing(self.model, [*wanted, LAST_HIDDEN_STATE]) as capture:
             out = self.model.base_model(input_ids=padded, attention_mask=mask, use_cache=False, **capture.asked)
-        captured = capture.states(out.hidden_states)
-        features, hidden = torch.cat(captured[:-1], dim=-1), captured[-1]
+        *read, hidden = capture.states(out.hidden_states)
+        features = torch.cat(read, dim=-1) if read else None
         examples = []
         for number, (own, (_, answered)) in enumerate(zip(ids, rows, strict=True)):
             answers = torch.as_tensor(answered, dtype=torch.bool).to(device)
             states = hidden[number, : len(own)]
-            best = self._best(states, predicting(answers))
-            examples.append(Example(own.to(device), answers, features[number, : len(own)], states, best))
+            fused = states if features is None else features[number, : len(own)]
+            examples.append(Example(own.to(device), answers, fused, states, self._best(states, predicting(answers))))
         return examples
 
     def _best(self, hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..configuration_eagle3 import Eagle3Config
+from ..configuration_eagle3 import LAST_HIDDEN_STATE, Eagle3Config
 from ..data.features import Example
 from ..modeling_eagle3 import Eagle3DraftModel
 
@@ -31,10 +31,14 @@ def fresh_head(
     Args:
         vocabulary: ascending target ids, int64 `[draft_vocab]`: the draft vocabulary.
         output_rows: the target's output matrix at them, `[draft_vocab, hidden]`.
-        boundaries: what the head reads; the official default if not given.
+        boundaries: what the head reads; the official default if not given, and with `[LAST_HIDDEN_STATE]` that state
+            as it is. Where such a head feeds back its normed states (`norm_output`), its last norm is the target's:
+            what it reads, feeds back and makes logits of is then one and the same space, as in EAGLE-1.
         fields: of [`Eagle3Config`], where the head is to differ from one layer of the target's geometry.
     """
-    if boundaries:
+    if boundaries == [LAST_HIDDEN_STATE]:
+        fields["reads_last_hidden_state"] = True
+    elif boundaries:
         fields["target_boundaries"] = boundaries
     config = Eagle3Config.from_target(target.config, draft_vocab_size=len(vocabulary), **fields)
     with torch.random.fork_rng(devices=[]):
@@ -45,6 +49,8 @@ def fresh_head(
         if output_rows.shape == head.lm_head.weight.shape:
             head.lm_head.weight.copy_(output_rows)
         copy_last_layers(head, target)
+        if config.reads_last_hidden_state and config.norm_output:
+            head.norm.weight.copy_(_gain(getattr(target.get_decoder(), "norm", None), config.hidden_size))
     return head
 
 

@@ -78,7 +78,8 @@ class TrainingTimeTest(nn.Module):
             not part of this module's parameters.
         rule: how the target makes logits of its last hidden state, over its whole vocabulary.
         feature_scale: float32 `[boundaries * hidden]`, powers of two that multiply the features; ones if not given.
-            They are folded into the fusion layer when the head is exported, exactly and so reversibly.
+            They are folded into the fusion layer when the head is exported, exactly and so reversibly; a head without
+            one reads the target's last hidden state as it is, and can have none.
         settings: what is minimised.
     """
 
@@ -98,10 +99,14 @@ class TrainingTimeTest(nn.Module):
         # In a tuple, and so out of sight of nn.Module: they are the target's, not to be trained, moved or saved.
         self._target = (embeddings, rule)
         self._rows: LogitRule | None = None
-        width = _trainable(self.core).in_features
-        scale = torch.ones(width) if feature_scale is None else feature_scale.detach().float()
-        if (self.core.input_norm or self.core.fc_norm) and not torch.equal(scale, torch.ones(width)):
+        _check_trainable(self.core)
+        sizes: Any = self.core.config
+        ones = torch.ones(sizes.num_target_boundaries * sizes.target_hidden_size)
+        scale = ones if feature_scale is None else feature_scale.detach().float()
+        if (self.core.input_norm or self.core.fc_norm) and not torch.equal(scale, ones):
             raise ValueError("The head norms its features itself, so a feature scale cannot be folded: leave it out.")
+        if self.core.fc is None and not torch.equal(scale, ones):
+            raise ValueError("The head has no fusion layer to fold a feature scale into: leave it out.")
         if not torch.equal(torch.frexp(scale).mantissa, torch.full_like(scale, 0.5)):
             raise ValueError("The feature scale holds numbers that are no powers of two; take `feature_scale()`'s.")
         self.register_buffer("feature_scale", scale, persistent=False)
@@ -251,8 +256,9 @@ class TrainingTimeTest(nn.Module):
         head = copy.deepcopy(self.head)
         if hasattr(head, "merge_and_unload"):
             head = head.merge_and_unload()
-        with torch.no_grad():
-            head.fc.weight.mul_(self.feature_scale.to(head.fc.weight.device))
+        if head.fc is not None:
+            with torch.no_grad():
+                head.fc.weight.mul_(self.feature_scale.to(head.fc.weight.device))
         result: Eagle3DraftModel = head.requires_grad_(False).eval()
         return result if dtype is None else result.to(dtype)
 
@@ -260,27 +266,26 @@ class TrainingTimeTest(nn.Module):
     def load_exported(self, state: dict[str, torch.Tensor]) -> None:
         """Take over the tensors of an exported head without an adapter: the reverse of [`exported`], exactly."""
         state = dict(state)
-        weight = state["fc.weight"]
-        state["fc.weight"] = weight / self.feature_scale.to(weight.device)
+        if self.core.fc is not None:
+            weight = state["fc.weight"]
+            state["fc.weight"] = weight / self.feature_scale.to(weight.device)
         self.core.load_state_dict(state)
 
 
-def _trainable(core: Eagle3DraftModel) -> nn.Linear:
-    """The fusion layer of a head that the training-time test can unroll."""
+def _check_trainable(core: Eagle3DraftModel) -> None:
+    """Refuse a head that the training-time test cannot unroll."""
     config = core.config
     kinds = {
-        "reads the target's last hidden state as it is": core.fc is None,
         "has a sliding window": config.sliding_window is not None,
         "attends over a latent": config.kv_lora_rank is not None,
         "drafts in parallel": config.parallel_drafting,
     }
     other = [what for what, holds in kinds.items() if holds]
-    if core.fc is None or other:
+    if other:
         raise ValueError(
-            f"The head {' and '.join(other)}, which can be drafted with but not trained here: start from one that has "
-            "a fusion layer over boundaries and attends to all positions level by level, or from a fresh one."
+            f"The head {' and '.join(other)}, which can be drafted with but not trained here: start from one that "
+            "attends to all positions level by level, or from a fresh one."
         )
-    return core.fc
 
 
 @dataclass

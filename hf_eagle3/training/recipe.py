@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ..configuration_eagle3 import LAST_HIDDEN_STATE
 from ..whole_files import written_whole
 from .arguments import Eagle3TrainingArguments
 
@@ -53,13 +54,16 @@ class Recipe:
             which.
         init: Hub id or folder of a head to start from; its vocabulary and boundaries are kept.
         lora_rank: train an adapter of this rank on `init` and save that.
-        boundaries: what a fresh head reads of the target; the official default if not given.
+        boundaries: what a fresh head reads of the target; the official default if not given. `[-1]` is the target's
+            last hidden state, read as it is, without a fusion layer.
         draft_vocab_size: tokens that a fresh head can propose; 8192, or all of a smaller target's, if not given.
         head: fields of [`Eagle3Config`] in which a fresh head is to differ from one layer of the target's geometry, of
             those in [`HEAD_FIELDS`].
         features: "cache" (computed once, kept in `features_dir`) or "online" (the target runs along).
         features_dtype: of the states kept, "bfloat16", "float16" or "float32"; the target's own if not given.
         features_dir: `features` in the output folder if not given.
+        train_share: train on this part of the training conversations, by their answer tokens, which `seed` draws (see
+            [`share.nested_share`]); features and the draft vocabulary are still those of all of them.
         arguments: the given fields of [`Eagle3TrainingArguments`].
 
     Raises:
@@ -77,6 +81,7 @@ class Recipe:
     features: str = "cache"
     features_dtype: str | None = None
     features_dir: str | None = None
+    train_share: float | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,6 +101,13 @@ class Recipe:
                 f"init is {self.init}, whose draft vocabulary, boundaries and layers are kept: leave out "
                 "draft_vocab_size, boundaries and head, or init."
             )
+        if self.boundaries is not None and LAST_HIDDEN_STATE in self.boundaries and len(self.boundaries) > 1:
+            raise ValueError(
+                f"boundaries is {self.boundaries}: the last hidden state ({LAST_HIDDEN_STATE}) is read alone, as it "
+                "is; name only that, or boundaries from 0 on."
+            )
+        if self.train_share is not None and not 0 < self.train_share <= 1:
+            raise ValueError(f"train_share is {self.train_share}: it lies above 0 and up to 1.")
         other = sorted(str(name) for name in set(self.head or {}) - set(HEAD_FIELDS))
         if other:
             raise ValueError(

@@ -29,6 +29,7 @@ from ..whole_files import written_whole
 from . import checkpoints, initialisation, recipe, vocabulary
 from .arguments import Eagle3TrainingArguments
 from .recipe import Recipe, complete, differences, write_recipe
+from .share import nested_share
 from .trainer import Eagle3Trainer
 from .warm_start import adapted, save_adapter, warm_head
 
@@ -63,11 +64,16 @@ class Outcome:
 class Material:
     """What a run learns from: conversations, and the target's states over them as `recipe.features` says.
 
+    `train` is the part of them that `recipe.train_share` wants and `seed` draws; `mass` is that of all of them, so
+    that heads of different shares have one draft vocabulary.
+
     Raises:
         ValueError: if a split is missing or empty.
     """
 
-    def __init__(self, wanted: Recipe, states: TargetStates, folder: Path, progress: Progress | None = None) -> None:
+    def __init__(
+        self, wanted: Recipe, states: TargetStates, folder: Path, progress: Progress | None = None, seed: int = 0
+    ) -> None:
         from ..data.store import load_dataset
 
         self.recipe, self.states, self.rows = wanted, states, load_dataset(wanted.data)
@@ -84,6 +90,11 @@ class Material:
                 where = self.folder / split
                 write_features(states, self.rows[split], where, dtype=wanted.features_dtype, progress=told)
         self.train, self.held_out = self._source("train"), self._source("validation")
+        self.whole = self.train
+        if wanted.train_share is not None:
+            answers = [sum(mask) for mask in self.rows["train"]["loss_mask"]]
+            kept = nested_share(answers, wanted.train_share, seed)
+            self.train = self.whole.select(kept) if wanted.features == "online" else self.whole.subset(kept)
 
     def _source(self, split: str) -> Any:
         if self.recipe.features == "online":
@@ -104,7 +115,7 @@ class Material:
     def _masses(self) -> dict[str, torch.Tensor]:
         """Both; where no features are kept they are summed once, and lie in the run's folder for later sittings."""
         if self.recipe.features == "cache":
-            return {"train": self.train.mass, "validation": self.held_out.mass}
+            return {"train": self.whole.mass, "validation": self.held_out.mass}
         path = self.run / MASS
         data = {split: rows_fingerprint(self.rows[split]) for split in ("train", "validation")}
         if path.is_file():
@@ -148,7 +159,7 @@ def train_head(
     head = None if wanted.init is None else warm_head(wanted.init, model)
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
     boundaries = head.config.boundaries_for(layers) if head else wanted.boundaries or default_boundaries(layers)
-    material = Material(wanted, TargetStates(model, boundaries), folder, progress)
+    material = Material(wanted, TargetStates(model, boundaries), folder, progress, args.seed)
     scale = None
     if head is None:
         head, scale = _fresh(wanted, model, material, args.seed)
@@ -205,8 +216,8 @@ def _fresh(wanted: Recipe, model: Any, material: Material, seed: int) -> tuple[A
     rows = rule.rows(chosen.to(rule.weight.device)).weight.float().cpu()
     boundaries = material.states.boundaries
     head = initialisation.fresh_head(model, chosen, rows, seed, boundaries, **(wanted.head or {}))
-    if head.input_norm is not None or head.fc_norm is not None:
-        return head, None  # such a head levels its features itself
+    if head.input_norm is not None or head.fc_norm is not None or head.fc is None:
+        return head, None  # such a head levels its features itself, or reads what is level already
     return head, initialisation.feature_scale(material.some_examples(), len(boundaries))
 
 

@@ -1,10 +1,12 @@
 """The loss of EAGLE-3's training-time test, written out row by row: slow, and meant to be checked by reading.
 
-Tokens `x_0 .. x_(T-1)`; `f_t = fc(features_t)`; `P_j` the target's distribution at position `j`, which is about
-`x_(j+1)`. The state of row `t` at step `i` is what a draft chain holds that began behind row `t` and has gone on for
-`i` more tokens, had it drafted the conversation's own tokens:
+Tokens `x_0 .. x_(T-1)`; `f_t = fc(features_t)`, or `features_t` in a head that has no `fc` and reads the target's last
+hidden state; `P_j` the target's distribution at position `j`, which is about `x_(j+1)`. The state of row `t` at step
+`i` is what a draft chain holds that began behind row `t` and has gone on for `i` more tokens, had it drafted the
+conversation's own tokens:
 
-- it reads `f_t` at step 0, later the same row's state of the step before, as it was before the final norm;
+- it reads `f_t` at step 0, later the same row's state of the step before, as it was before the final norm (in a head
+  with `norm_output`: after it);
 - beside the embedding of `x_(t+1+i)`, at RoPE position `t+i`; a key keeps the position it was made at;
 - it sees the step-0 keys of rows `0 .. t` (what the target has confirmed) and its own row's keys of steps `1 .. i`
   (what the chain has drafted), never another chain's;
@@ -31,7 +33,11 @@ is the key that row 2 made at step 1. States that would read a token behind the 
     2     1    x4     3     S0:0-1  S1-2:1      P4 -> x5   yes
     2     2    x5     4     S0:0-2  S1-2:2      P5 -> x6   no: past the end
 
-Knows nothing of batches, padding, packing, masks or kernels, and reads of a head no more than its weights.
+EAGLE-1's other loss, a regression, compares the state after the final norm with the target's last hidden state at the
+position that the state's distribution is compared with, `t+1+i`.
+
+Knows nothing of batches, padding, packing, masks or kernels, and reads of a head no more than its weights and which of
+its states it feeds back.
 """
 
 from __future__ import annotations
@@ -82,8 +88,36 @@ def plain_batch_loss(
             for row, row_logits in enumerate(draft_logits):
                 if visited[step, row]:
                     costs[step].append(row_cost(row_logits, target_logits[row + 1 + step], kept_ids))
-    step_losses = [torch.stack(rows).mean() if rows else head.fc.weight.new_zeros(()) for rows in costs]
-    weights = torch.tensor([decay**step for step in range(steps)], dtype=torch.float64).to(step_losses[0])
+    return weighted(costs, decay)
+
+
+def plain_regression(
+    head: Eagle3DraftModel,
+    embeddings: nn.Embedding,
+    conversations: list[Conversation],
+    last_hidden: list[Tensor],
+    steps: int,
+    decay: float = 0.8,
+) -> tuple[Tensor, list[Tensor]]:
+    """As [`plain_batch_loss`], of EAGLE-1's regression: the cost of a row is the smooth L1 distance, averaged over the
+    hidden units, of its normed state to the target's last hidden state (`last_hidden`, `[T, hidden]` for each
+    conversation), whatever the target's first choice there."""
+    costs: list[list[Tensor]] = [[] for _ in range(steps)]
+    for (ids, answers, features, _), wanted in zip(conversations, last_hidden, strict=True):
+        visited = supervised(answers, steps)
+        for step, normed in enumerate(plain_step_states(head, embeddings, ids, features, steps)):
+            for row, state in enumerate(normed):
+                if visited[step, row]:
+                    apart = (state - wanted[row + 1 + step]).abs()
+                    costs[step].append(torch.where(apart < 1, apart**2 / 2, apart - 0.5).mean())
+    return weighted(costs, decay)
+
+
+def weighted(costs: list[list[Tensor]], decay: float) -> tuple[Tensor, list[Tensor]]:
+    """Of each step's costs the mean, 0 of none, and of these the mean that weighs step `i` by `decay ** i`."""
+    nothing = next(cost for rows in costs for cost in rows).new_zeros(())
+    step_losses = [torch.stack(rows).mean() if rows else nothing for rows in costs]
+    weights = torch.tensor([decay**step for step in range(len(costs))], dtype=torch.float64).to(nothing)
     return (weights / weights.sum()) @ torch.stack(step_losses), step_losses
 
 
@@ -128,15 +162,25 @@ def plain_step_logits(
         ids: int64 `[T]`.
         features: `[T, boundaries * target_hidden]`.
     """
+    return [head.lm_head(states) for states in plain_step_states(head, embeddings, ids, features, steps)]
+
+
+def plain_step_states(
+    head: Eagle3DraftModel, embeddings: nn.Embedding, ids: Tensor, features: Tensor, steps: int
+) -> list[Tensor]:
+    """As [`plain_step_logits`], the states after the final norm, `[T-1-i, hidden]` for step `i`."""
     memories: list[Memory] = [{} for _ in head.layers]
-    states = head.fc(features.to(head.fc.weight.dtype))
-    logits = []
+    features = features.to(head.lm_head.weight.dtype)
+    states = features if head.fc is None else head.fc(features)
+    normed = []
     for step in range(steps):
         tokens = ids[1 + step :]
         # Row t of this step reads x_(t+1+step): the rows at the end, for which there is no such token, are over.
         states = run_layers(head, states[: len(tokens)], embeddings(tokens), step, memories)
-        logits.append(head.lm_head(head.norm(states)))
-    return logits
+        normed.append(head.norm(states))
+        if head.config.norm_output:
+            states = normed[-1]
+    return normed
 
 
 def run_layers(head: Eagle3DraftModel, states: Tensor, embedded: Tensor, step: int, memories: list[Memory]) -> Tensor:
