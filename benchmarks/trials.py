@@ -74,7 +74,7 @@ def _result(one: Run, work: Path, lock: int) -> dict[str, Any]:
         error = _train(wanted, folder, lock)
         if error is not None:
             print(f"  failed: {error}", flush=True)
-            return {**told, "failed": error}
+            return {**told, "failed": error.replace(f"{work}/", "")}
     record = training_record(folder)
     sizes = {name: record[name] for name in ("steps", "tokens_seen", "best_step", "draft_vocabulary_coverage")}
     head = of_the_head(record)
