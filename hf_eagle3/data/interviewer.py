@@ -82,13 +82,15 @@ class _Interviewer:
                 elif message["role"] == "assistant":
                     self.sampler.remember(str(conversation.about.get("source")), message["content"])
 
-    def _passes(self, interview: Interview, turns: Iterable[str], written: str | None = None) -> bool:
+    def _passes(
+        self, interview: Interview, turns: Iterable[str], written: str | None = None, may_repeat: bool = False
+    ) -> bool:
         """Whether user turns may be asked; if not, the interview ends."""
         turns = list(turns)
         self.gate.tally = interview.tally
         if interview.system is not None and not self.takes_system:
             interview.tally.dropped("prompts", "system message, which the template does not take")
-        elif self.gate.prompt(turns, written):
+        elif self.gate.prompt(turns, written, may_repeat):
             return True
         interview.refused = not interview.answered
         self._end(interview)
@@ -104,8 +106,10 @@ class _Interviewer:
         following = self.sampler.next(interview) if self.sampler is not None else None
         if isinstance(following, Request):
             self._sample(following)
-        elif following is None or self._passes(interview, [following.text], following.written):
-            self._end(interview) if following is None else self._ask(interview, following.text)
+        elif following is None:
+            self._end(interview)
+        elif self._passes(interview, [following.text], following.written, following.may_repeat):
+            self._ask(interview, following.text)
 
     def _ask(self, interview: Interview, text: str) -> None:
         """Have the target answer, if there is room for it."""
@@ -227,7 +231,7 @@ class Interviewer(_Interviewer):
             self._end(interview)
             return
         if self.sampler is not None:
-            self.sampler.hear(interview, own)
+            self.sampler.hear(interview, own, completion.finished)
         interview.answer(text, completion.finished)
         interview.join(completion.request.ids, ids)
         self._proceed(interview)
