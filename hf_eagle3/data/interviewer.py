@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .conversations import Conversation
 from .filters import Gate, loops
 from .interview import Interview, Plan, given_interview, request_seed, takes_system
+from .router import Router, lanes_for
 from .self_prompting import Question, SelfPrompter
-from .slots import Completion, Request, SlotDecoder
+from .slots import Completion, Request
 from .template import TemplateError, prompt_ids, render
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Numbered = Iterable[tuple[int, "Prompt"]]
 _GIVE_UP = 2000  # interviews begun one after the other of which nothing is kept
+_SHORT_PROMPT = 160  # tokens; most prompts that are made up, and most that people write
 _REFUSALS = 8  # so many before the first answer of a run, and the server refuses them all
 
 
@@ -177,9 +179,8 @@ class Interviewer(_Interviewer):
     ) -> None:
         super().__init__(tokenizer, plan, gate, prompts, begun)
         self.stop_ids = stop_ids(tokenizer, model.generation_config)
-        self.decoder = SlotDecoder(
-            model, self.stop_ids, slots, plan.max_length, refill=max(1, slots // 16), stop_early=self._wasted
-        )
+        lanes = lanes_for(slots, plan.max_answer + _SHORT_PROMPT, plan.max_length)
+        self.decoder = Router(model, self.stop_ids, lanes, self._wasted)
         self._waiting: deque[Request] = deque()
         self._questions: set[int] = set()  # interviews whose user turn is being sampled
 

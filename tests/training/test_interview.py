@@ -210,6 +210,8 @@ def test_answers_do_not_depend_on_how_many_are_asked_at_once(
     plan = replace(PLAN, answer_tokens=None)
     whole = {i.number: i.examples for i in held(target, tokenizer, plan, iter(given()), slots=7)}
     some = {i.number: i.examples for i in held(target, tokenizer, plan, iter(given()[3:]), slots=2)}
+    apart = {i.number: i.examples for i in held(target, tokenizer, plan, iter(given()), slots=64)}  # two decoders
+    assert apart == whole
     assert {number: whole[number] for number in some} == some
     assert len({example.about["temperature"] for examples in whole.values() for example in examples}) == 2
 
