@@ -19,6 +19,7 @@ _COMMANDS: Commands = {
     "data": {
         "write": "hf_eagle3.data.command:write",
         "inspect": "hf_eagle3.data.command:inspect",
+        "diversity": "hf_eagle3.data.command:diversity",
     },
     "train": "hf_eagle3.training.command:train",
     "eval": "hf_eagle3.evaluation.command:evaluate",
@@ -30,7 +31,7 @@ _COMMANDS: Commands = {
     "push": "hf_eagle3.hub.command:push",
     "export": "hf_eagle3.hub.command:export",
 }
-_GROUPS = {"data": "Conversations to train on: written by the target, looked at."}
+_GROUPS = {"data": "Conversations to train on: written by the target, looked at, measured."}
 
 
 class _LazyGroup(TyperGroup):

@@ -1,4 +1,4 @@
-"""`hf-eagle3 data write` and `hf-eagle3 data inspect`: from options to objects, from counts to lines.
+"""The commands `hf-eagle3 data ...`: from options to objects, from counts to lines.
 
 Typer reads the signatures, and the first paragraphs are the help. The heavy imports stand inside the functions, so
 that `hf-eagle3 --help` answers at once.
@@ -126,6 +126,28 @@ def inspect(
     if split not in rows:
         raise ValueError(f"{data} has no split {split!r}: it has {', '.join(rows)}.")
     inspect_dataset(rows[split], _tokenizer_of(data, target), Console(), count, start)
+
+
+def diversity(
+    data: Annotated[str, typer.Argument(help="A dataset of `hf-eagle3 data write`, or shards of conversations.")],
+    texts: Annotated[int, typer.Option(min=1, help="User turns, and answers, to compare with one another.")] = 1000,
+    words: Annotated[int, typer.Option(min=1, help="Of these, to count on.")] = 8000,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+) -> None:
+    """Measures how different from one another the user turns are, and the answers.
+
+    Two datasets compare where the same numbers of texts and words were sampled; the table tells them.
+    """
+    from .diversity import Sample, measure, read, table
+    from .work import write_json
+
+    figures = {"data": data, **measure(read(data), Sample(texts=texts, words=words))}
+    typer.echo(f"{'':40}{'user turns':>12}{'answers':>12}")
+    for name, turns, answers in table(figures):
+        typer.echo(f"{name:40}{turns:>12}{answers:>12}".rstrip())
+    typer.echo("by kind: " + ", ".join(f"{kind} {share:.1%}" for kind, share in figures["kinds"].items()))
+    if json is not None:
+        write_json(json, figures)
 
 
 def _check_sources(

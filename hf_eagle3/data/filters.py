@@ -79,11 +79,12 @@ class Gate:
         self._personal = PersonalData() if rules.personal else None
         self._duplicates = Duplicates(rules.near_duplicates, rules.per_prefix)
 
-    def prompt(self, turns: Sequence[str], written: str | None = None) -> bool:
-        """Whether these user turns may be asked. `written` is what the target wrote after a given opening."""
+    def prompt(self, turns: Sequence[str], written: str | None = None, may_repeat: bool = False) -> bool:
+        """Whether these user turns may be asked. `written` is what the target wrote after a given opening; turns that
+        `may_repeat` are no duplicates, such as "Say it in other words.", which asks for something else every time."""
         text = "\n".join(turns)
         reason = self._unfit(text) or self._personal_in(text, "prompts") or self._asked_in(turns, "prompts")
-        reason = reason or self._duplicates.seen(text, written)
+        reason = reason or (None if may_repeat else self._duplicates.seen(text, written))
         return self._verdict("prompts", reason)
 
     def answer(self, text: str, ids: Sequence[int], keep_loop: bool = False) -> bool:

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .conversations import Conversation
 from .filters import Gate, loops
 from .interview import Interview, Plan, given_interview, request_seed, takes_system
+from .router import Router, lanes_for
 from .self_prompting import Question, SelfPrompter
-from .slots import Completion, Request, SlotDecoder
+from .slots import Completion, Request
 from .template import TemplateError, prompt_ids, render
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Numbered = Iterable[tuple[int, "Prompt"]]
 _GIVE_UP = 2000  # interviews begun one after the other of which nothing is kept
+_SHORT_PROMPT = 160  # tokens; most prompts that are made up, and most that people write
 _REFUSALS = 8  # so many before the first answer of a run, and the server refuses them all
 
 
@@ -82,13 +84,15 @@ class _Interviewer:
                 elif message["role"] == "assistant":
                     self.sampler.remember(str(conversation.about.get("source")), message["content"])
 
-    def _passes(self, interview: Interview, turns: Iterable[str], written: str | None = None) -> bool:
+    def _passes(
+        self, interview: Interview, turns: Iterable[str], written: str | None = None, may_repeat: bool = False
+    ) -> bool:
         """Whether user turns may be asked; if not, the interview ends."""
         turns = list(turns)
         self.gate.tally = interview.tally
         if interview.system is not None and not self.takes_system:
             interview.tally.dropped("prompts", "system message, which the template does not take")
-        elif self.gate.prompt(turns, written):
+        elif self.gate.prompt(turns, written, may_repeat):
             return True
         interview.refused = not interview.answered
         self._end(interview)
@@ -104,8 +108,10 @@ class _Interviewer:
         following = self.sampler.next(interview) if self.sampler is not None else None
         if isinstance(following, Request):
             self._sample(following)
-        elif following is None or self._passes(interview, [following.text], following.written):
-            self._end(interview) if following is None else self._ask(interview, following.text)
+        elif following is None:
+            self._end(interview)
+        elif self._passes(interview, [following.text], following.written, following.may_repeat):
+            self._ask(interview, following.text)
 
     def _ask(self, interview: Interview, text: str) -> None:
         """Have the target answer, if there is room for it."""
@@ -173,9 +179,8 @@ class Interviewer(_Interviewer):
     ) -> None:
         super().__init__(tokenizer, plan, gate, prompts, begun)
         self.stop_ids = stop_ids(tokenizer, model.generation_config)
-        self.decoder = SlotDecoder(
-            model, self.stop_ids, slots, plan.max_length, refill=max(1, slots // 16), stop_early=self._wasted
-        )
+        lanes = lanes_for(slots, plan.max_answer + _SHORT_PROMPT, plan.max_length)
+        self.decoder = Router(model, self.stop_ids, lanes, self._wasted)
         self._waiting: deque[Request] = deque()
         self._questions: set[int] = set()  # interviews whose user turn is being sampled
 
@@ -227,7 +232,7 @@ class Interviewer(_Interviewer):
             self._end(interview)
             return
         if self.sampler is not None:
-            self.sampler.hear(interview, own)
+            self.sampler.hear(interview, own, completion.finished)
         interview.answer(text, completion.finished)
         interview.join(completion.request.ids, ids)
         self._proceed(interview)

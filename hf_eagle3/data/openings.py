@@ -1,216 +1,89 @@
-"""Openings of user turns: what the target is given so that it asks many different things of itself.
+"""User turns to begin or to ask: what the target is given so that it asks many different things of itself.
 
-Each `Kind` has a weight, a hint that stands in the system block while the user turn is sampled (and is stripped before
-the answer), and openings filled from word lists. All texts are our own; none comes from a benchmark.
+The texts and the words in them lie beside this module, in openings.yaml and words.yaml, and are our own; none comes
+from a benchmark. Here they are read, drawn from, and their slots filled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-# fmt: off
-WORDS: dict[str, tuple[str, ...]] = {
-    "name": tuple(
-        "Maria Tom Aisha Ben Clara David Elena Farid Grace Hugo Ines Jack Kenji Lucy Marco Nina Omar Paula Quinn Rosa "
-        "Sam Tara Victor Wendy Yusuf Zoe Alice Carlos Diana Ethan Fatima George Hannah Ivan Julia Leo".split()
-    ),
-    "thing": tuple(
-        "apples marbles books stickers pencils cookies tickets eggs oranges stamps flowers balloons cards bottles "
-        "toys chairs shirts cupcakes coins pages bricks candles notebooks muffins".split()
-    ),
-    "topic": (
-        "climate change", "the French Revolution", "photosynthesis", "black holes", "renewable energy", "jazz music",
-        "the Roman Empire", "artificial intelligence", "healthy eating", "time management", "ocean life", "vaccines",
-        "the water cycle", "inflation", "volcanoes", "the Silk Road", "dreams", "public speaking", "bees", "chess",
-        "electric cars", "the human heart", "remote work", "the Renaissance", "earthquakes", "sleep", "coffee",
-        "social media", "space travel", "gardening", "the stock market", "dinosaurs", "friendship", "poetry", "DNA",
-        "recycling", "football", "the Great Wall of China", "cooking pasta", "computer security", "the moon landing",
-        "evolution", "democracy", "job interviews", "learning a language", "dogs", "mountain climbing", "magnets",
-        "personal finance", "robots", "rain forests", "the Second World War", "music theory", "bridges",
-        "antibiotics",
-    ),
-    "form": (
-        "a short story", "a poem", "a blog post", "an email", "a haiku", "a speech", "a product description",
-        "a song", "a letter", "a short essay", "a dialogue", "a tweet", "a news report", "a paragraph", "a review",
-        "an outline", "a tagline", "a travel guide", "a diary entry", "a recipe", "a joke", "a limerick",
-        "a cover letter",
-    ),
-    "role": (
-        "a pirate captain", "a doctor", "a history teacher", "a detective", "a chef", "a wise old wizard",
-        "a lawyer", "an astronaut", "a football coach", "a museum guide", "a tree", "a medieval knight",
-        "a therapist", "a farmer", "a job interviewer", "a travel agent", "a scientist from the future", "a cat",
-        "a stand-up comedian",
-    ),
-    "lang": ("French", "Spanish", "German", "Italian", "Portuguese"),
-    "place": (
-        "Japan", "Brazil", "Canada", "Egypt", "Paris", "India", "Kenya", "Iceland", "New York", "Greece",
-        "Australia", "Peru", "London", "Vietnam", "Norway", "Rome", "Texas", "Morocco", "China", "Mexico",
-    ),
-    "code": (
-        "numbers: list[int]) -> int:", "s: str) -> str:", "s: str) -> bool:", "n: int) -> int:", "n: int) -> bool:",
-        "a: int, b: int) -> int:", "words: List[str]) -> List[str]:", "lst):", "text):", "x, y):", "arr, k):",
-        "numbers: List[float]) -> float:", "matrix):", "d: dict, key: str):", "n):", "string: str) -> int:",
-    ),
-    "verb": tuple(
-        "count find is_valid remove sort reverse sum max_of check split merge convert filter get compute encode "
-        "decode rotate parse replace select make group index compare flatten unique longest shortest even odd "
-        "prime common factorial average median vowel digit palindrome".split()
-    ),
-    "noun": tuple("list word string number items pairs digits letters tree prefix value elements score path".split()),
-    "task": (
-        "reverses a string", "finds the largest number in a list", "checks if a word is a palindrome",
-        "sorts a list", "counts the vowels in a string", "computes the factorial of a number",
-        "removes duplicates from a list", "merges two dictionaries", "reads a CSV file",
-        "checks whether a number is prime", "flattens a nested list", "finds the common elements of two lists",
-        "converts Celsius to Fahrenheit", "counts words in a text",
-    ),
-}
+import yaml
 
-# fmt: on
+_SLOT = re.compile(r"\{(a )?([A-Za-z_]+)(\d?)\}|\{(\d+)-(\d+)\}")
+_VOWEL = re.compile(r"(?!uni|use|eu|one)[aeiou]|hon|hour", re.IGNORECASE)  # begins with the sound of one
+_DEPTH = 8  # of slots within slots
+_REDRAWS = 50  # for a word that is not yet in the text
+
+_FILES = tuple(Path(__file__).with_name(name) for name in ("openings.yaml", "words.yaml"))
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of user turn: sampling `weight`, system `hint`, `openings`, and the longest turn in new tokens."""
+    """A kind of user turn, drawn by `weight`.
+
+    The target finishes an opening in at most `max_new_tokens`, while the `hint` stands in the system block; it is
+    stripped before the answer. Of the turns, `whole_share` are complete texts, `lead_share` of which have something
+    of LEADS before them. `follow_ups` are texts of second turns.
+    """
 
     name: str
     weight: float
     hint: str
     openings: tuple[str, ...]
-    max_new_tokens: int = 72
-    uses_passage: bool = False
+    whole: tuple[str, ...]
+    whole_share: float
+    lead_share: float
+    max_new_tokens: int
+    follow_ups: tuple[str, ...]
+
+    @property
+    def uses_passage(self) -> bool:
+        return any("{passage}" in text for text in (*self.openings, *self.whole))
+
+    def draw(self, rng: random.Random) -> tuple[str, bool]:
+        """A text whose slots are filled but for `{passage}`, and whether it is a complete turn."""
+        if rng.random() >= self.whole_share:
+            return fill(rng.choice(self.openings), rng), False
+        text = fill(rng.choice(self.whole), rng)
+        if rng.random() < self.lead_share and text[0].isupper():  # code is best left alone
+            text = f"{fill(rng.choice(LEADS), rng)} {text}"
+        return text, True
 
 
-# fmt: off
-KINDS: tuple[Kind, ...] = (
-    Kind(
-        "maths",
-        0.15,
-        "The user asks a grade school maths word problem with numbers, ending in a question.",
-        (
-            "{name} has {n} {thing}.", "{name} buys {n} {thing} for ${m} each.",
-            "A shop sells {thing} for ${m} each.", "{name} and {name} have {n} {thing} together.",
-            "A train travels {n} miles", "{name} earns ${n} an hour", "There are {n} students in a class.",
-            "{name} reads {m} pages a day.", "A farmer has {n} {thing}", "{name} is {m} years older than {name}.",
-            "In a box there are {n} {thing}.", "Every day {name} ", "A recipe needs {m} cups of flour",
-            "If {name} saves ${m} every week,", "{name} baked {n} {thing}", "A rectangle has a length of {n}",
-            "{name} walks {m} miles", "How much ", "What is {n} ", "Half of the {n} ",
-        ),
-        80,
-    ),
-    Kind(
-        "code",
-        0.16,
-        "The user asks for help with a short Python function.",
-        (
-            'def {verb}_{noun}({code}\n    """', 'def {verb}_{noun}({code}\n    """ ',
-            'from typing import List\n\n\ndef {verb}_{noun}({code}\n    """ ',
-            'Complete the following Python function:\n\ndef {verb}_{noun}({code}\n    """',
-            'Complete this code:\n```python\ndef {verb}_{noun}({code}\n    """',
-            "Write a Python function that {task}", "Write a Python function to ", "Write a Python program that ",
-            "Implement a function `{verb}_{noun}` in Python that ", "How do I ",
-            "Explain the following Python code:\n\n", "Fix the bug in this code:\n\ndef {verb}_{noun}({code}\n",
-            "Write a JavaScript function that ", "Write a SQL query ", "Write a class in Python ",
-            "Write a C++ program that ", "Write a function that {task} in ",
-        ),
-        128,
-    ),
-    Kind(
-        "writing",
-        0.12,
-        "The user asks for a piece of creative or practical writing about {topic}.",
-        (
-            "Write {form} about {topic}", "Write {form} ", "Compose {form} ", "Draft an email to ",
-            "Create {form} for ", "Write {form} in which ", "Imagine you are ", "Describe a ", "Rewrite ",
-            "Give me a catchy title for ", "Write a persuasive ", "Compose an engaging ",
-            "Write a descriptive paragraph about {place}", "Help me write ",
-        ),
-    ),
-    Kind(
-        "roleplay",
-        0.05,
-        "The user asks the assistant to play a role.",
-        (
-            "Pretend you are {role}.", "You are {role}.", "Act as {role} and ", "Imagine yourself as {role}.",
-            "I want you to act as ", "Take on the role of {role}.", "Embrace the role of {role}.",
-        ),
-    ),
-    Kind(
-        "reasoning",
-        0.07,
-        "The user asks a reasoning question or a puzzle.",
-        (
-            "If ", "Imagine you are ", "Which word does not belong", "{name} is taller than ", "A man ", "Suppose ",
-            "Why might ", "What would happen if ", "Is it true that ", "Determine whether ",
-            "Which of the following ", "Think step by step: ", "Three friends ", "Compare ",
-            "What is the next number in the sequence {m}, ",
-        ),
-    ),
-    Kind(
-        "advice",
-        0.17,
-        "The user gives a short instruction or asks for help about {topic}.",
-        (
-            "How can I ", "What are the best ways to ", "Give three tips for ", "List five ", "Explain ",
-            "Describe ", "Suggest ", "Generate a list of ", "Create a ", "Identify ", "Classify the following ",
-            "Edit the following sentence: ", "Name ", "Provide an example of ", "Summarize ", "Give me advice on ",
-            "What should I ", "Come up with ", "Design a ", "Construct a ", "Find the synonym of ",
-            "Rewrite the sentence ", "Convert ", "Translate the following sentence into {lang}: ", "Generate a ",
-            "Brainstorm ", "Tell me how to ", "Categorize ", "Arrange the words ", "Outline ",
-            "Compare and contrast ",
-        ),
-    ),
-    Kind(
-        "facts",
-        0.16,
-        "The user asks a factual question about {topic}.",
-        (
-            "What is {topic}", "What is ", "Who was ", "Who ", "When did ", "Where is ", "Why is ", "Why do ",
-            "How does ", "How many ", "What are the ", "Which ", "When was ", "who wrote ", "what is the ",
-            "where does ", "when did the ", "who is the ", "Explain {topic}", "What causes ",
-            "Describe the history of ", "Explain the concept of ", "What was ", "Tell me about ", "how many ",
-            "who won ", "what does ", "What is the capital of {place}", "What is the difference between ",
-        ),
-        48,
-    ),
-    Kind(
-        "summary",
-        0.07,
-        "The user asks for a summary of a passage.",
-        (
-            "Summarize the following passage:\n\n{passage}",
-            "{passage}\n\nSummarize the text above in a few sentences.", "Summarize: {passage}",
-            "Summarize the article below.\n\n{passage}", "TL;DR of this:\n\n{passage}",
-            "Write a brief summary of this text:\n\n{passage}", "Summarize this article:\n\n{passage}\n\nSummary:",
-        ),
-        0,
-        True,
-    ),
-    Kind(
-        "passage",
-        0.05,
-        "The user asks about a passage.",
-        (
-            "{passage}\n\nQuestion: ", "Read the passage and answer.\n\n{passage}\n\nWhat ",
-            "Given the text below, ", "Extract the main points from this text:\n\n{passage}\n\n",
-            "{passage}\n\nBased on the text, ",
-            "Use the following passages to answer the question.\n\n{passage}\n\nQuestion: ",
-            "Context: {passage}\n\nQuestion: What ", "Extract the names in the following text:\n\n{passage}\n\n",
-            "Rewrite this more simply: {passage}\n\n",
-        ),
-        40,
-        True,
-    ),
-)
+def _lines(block: str) -> tuple[str, ...]:
+    return tuple(line.replace("\\n", "\n") for line in block.splitlines() if line.strip())
 
-SYSTEM_PROMPTS: tuple[str, ...] = (
-    "You are a helpful assistant.", "You are an expert programmer who writes clear code.",
-    "You are a patient teacher. Explain your reasoning step by step.", "You answer briefly and precisely.",
-    "You are a creative writer with a vivid style.", "You are a careful assistant who gives detailed answers.",
-)
-# fmt: on
+
+def _read_words(told: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    words = {key: tuple(re.split(r",\s+", " ".join(block.split()))) for key, block in told["words"].items()}
+    return words | {key: _lines(block) for key, block in told["phrases"].items()}
+
+
+def _read_kind(name: str, told: dict[str, str], follow_ups: dict[str, str]) -> Kind:
+    lists = (_lines(follow_ups[group]) for group in told["follow_ups"].split())
+    return Kind(
+        name, float(told["weight"]), told["hint"], _lines(told.get("openings", "")), _lines(told.get("whole", "")),
+        float(told["whole_share"]), float(told["lead_share"]), int(told["tokens"]),
+        tuple(text for texts in lists for text in texts),
+    )  # fmt: skip
+
+
+def _read() -> tuple[tuple[Kind, ...], tuple[str, ...], tuple[str, ...], dict[str, tuple[str, ...]], str]:
+    texts = [file.read_text(encoding="utf-8") for file in _FILES]
+    told, words = (yaml.load(text, yaml.BaseLoader) for text in texts)  # which takes every scalar for a string
+    kinds = tuple(_read_kind(name, kind, told["follow_ups"]) for name, kind in told["kinds"].items())
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+    return kinds, _lines(told["leads"]), _lines(told["system_prompts"]), _read_words(words), digest
+
+
+# DIGEST tells one state of the texts from another: what is drawn by a seed follows from them as well.
+KINDS, LEADS, SYSTEM_PROMPTS, WORDS, DIGEST = _read()
 
 
 def pick_kind(rng: random.Random, passages: bool) -> Kind:
@@ -220,16 +93,45 @@ def pick_kind(rng: random.Random, passages: bool) -> Kind:
 
 
 def fill(text: str, rng: random.Random) -> str:
-    """Fill every `{word}` of a text from the word lists, `{n}` and `{m}` with numbers; `{passage}` stays."""
+    """Fill every slot of a text, and those of what they are filled with; `{passage}` stays.
 
-    def word(match: re.Match[str]) -> str:
-        key = match.group(1)
-        if key == "passage":
-            return match.group(0)
-        if key == "n":
-            return str(rng.randrange(3, 400))
-        if key == "m":
-            return str(rng.randrange(2, 16))
-        return rng.choice(WORDS[key])
+    `{word}` is an entry of that list; `{word1}` is the same one wherever it stands, another than `{word2}`; `{Word}`
+    begins with a capital, `{a word}` has its article; `{2-9}` is a number of this range.
 
-    return re.sub(r"\{(\w+)\}", word, text)
+    Raises:
+        KeyError: if there is no such list.
+    """
+    known: dict[str, str] = {}
+
+    def filled(text: str, depth: int) -> str:
+        if depth > _DEPTH:
+            raise RecursionError(f"The slots of {text!r} lead back to themselves: change words.yaml.")
+        return _SLOT.sub(lambda slot: value(slot, depth), text)
+
+    def value(slot: re.Match[str], depth: int) -> str:
+        article, word, number, low, high = slot.groups()
+        if low is not None:
+            return str(rng.randint(int(low), int(high)))
+        if word == "passage":
+            return slot.group(0)
+        key = word.lower()
+        found = named(key, number, depth) if number else drawn(key, depth)
+        if article:
+            found = ("an " if _VOWEL.match(found) else "a ") + found
+        return found[:1].upper() + found[1:] if word[0].isupper() else found
+
+    def drawn(key: str, depth: int) -> str:
+        return filled(rng.choice(WORDS[key]), depth + 1)
+
+    def named(key: str, number: str, depth: int) -> str:
+        if key + number not in known:
+            others = {word for name, word in known.items() if name.rstrip("0123456789") == key}
+            found = drawn(key, depth)
+            for _ in range(_REDRAWS):
+                if found not in others:
+                    break
+                found = drawn(key, depth)
+            known[key + number] = found
+        return known[key + number]
+
+    return filled(text, 0)

@@ -1,11 +1,13 @@
-"""User turns that the target makes up: sampled after the chat template's user header, from openings of many kinds.
+"""User turns that the target makes up, from openings of many kinds, or of complete texts and its own earlier answers.
 
-Magpie (arXiv 2406.08464), with openings and system hints for diversity; a hint is never seen when the answer is made.
-On-policy answers matter more than good questions: the head learns what THIS target says. Knows nothing of filters.
+What is opened is sampled after the chat template's user header, as in Magpie (arXiv 2406.08464), with system hints for
+diversity; a hint is never seen when the answer is made. On-policy answers matter more than good questions: the head
+learns what THIS target says. Knows nothing of filters.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,19 +22,37 @@ from .slots import Completion, Request
 from .template import before_user, prompt_ids
 
 _QUOTES = '"""'
-_FOLLOW_UP_TOKENS, _FOLLOW_UP_LENGTH = 64, 420  # of a second user turn, and of the conversation that gets one
+_FOLLOW_UP_TOKENS, _FOLLOW_UP_LENGTH = 64, 640  # of a second user turn, and of the conversation that gets one
+_WHOLE_FOLLOW_UPS = 0.6  # of second user turns
 _FEWEST, _ROOM = 32, 64  # tokens that a user turn can take at least, without and with its opening
-_PASSAGES = 32  # from so many on, openings are built of them
-_LONGEST, _LONGEST_PASSAGE = 500, 8  # characters of a user turn; characters for each token of a passage
+_PASSAGES = 32  # from so many on, user turns are made of them
+_SHORTEST_ANSWER, _SHORTEST_PASSAGE = 48, 150  # tokens of an answer that is kept, and of what is built of them
+_LOOKED_AT = 8  # answers, from which the one of the wanted length is taken
+_LONGEST, _CHARACTERS = 500, 8  # characters of a sampled turn; of each token of a passage
 _SAMPLED = "sampled user turns"
+_NO_PROSE = ("/code", "/data", "/extraction", "/maths", "/translation")
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A user turn: its `text`, and the part `written` by the target after the opening it was given."""
+    """A user turn: its `text`, and the part `written` by the target after the opening it was given.
+
+    One that `may_repeat` asks about the conversation, and is another question in every one.
+    """
 
     text: str
     written: str
+    may_repeat: bool = False
+
+
+@dataclass(frozen=True)
+class Passage:
+    """An answer that later user turns can be about: whole sentences, of so many `tokens`."""
+
+    text: str
+    tokens: int
+    source: str
 
 
 @dataclass
@@ -41,6 +61,7 @@ class _Draft:
     two_turns: bool
     rng: Random
     opening: list[int]
+    whole: str | None = None
 
 
 class SelfPrompter:
@@ -55,7 +76,7 @@ class SelfPrompter:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> None:
         self.tokenizer, self.plan = tokenizer, plan
-        self.passages: deque[list[int]] = deque(maxlen=512)
+        self.passages: deque[Passage] = deque(maxlen=512)
         self.takes_system = takes_system(tokenizer)
         shortest = self._shortest()
         if plan.max_length < shortest:
@@ -66,15 +87,17 @@ class SelfPrompter:
             )
 
     def begin(self, number: int) -> Interview:
-        """A new interview, of the kind and with the opening that its number draws."""
+        """A new interview, of the kind and with the opening that its number draws; the passages are those of now."""
         rng, plan = draws(self.plan.seed, number), self.plan
         kind = pick_kind(rng, passages=len(self.passages) >= _PASSAGES)
-        opening = self._opening(kind, rng)
-        system = rng.choice(SYSTEM_PROMPTS) if rng.random() < plan.custom_system_share else None
+        text, is_whole = kind.draw(rng)
+        text = self._with_passage(text, draws(plan.seed, number, "passage"))
+        system = fill(rng.choice(SYSTEM_PROMPTS), rng) if rng.random() < plan.custom_system_share else None
         temperature = 0.0 if rng.random() < plan.greedy_share else plan.temperature
         two_turns = rng.random() < plan.two_turn_share
         keep_loop = rng.random() < plan.kept_loop_share
-        draft = _Draft(kind, two_turns, rng, opening)
+        # An opening's last space is left for the model to write.
+        draft = _Draft(kind, two_turns, rng, self._ids(text.rstrip(" ")), text if is_whole else None)
         return Interview(
             number, f"self-prompting/{kind.name}", temperature, keep_loop, system if self.takes_system else None,
             draft=draft,
@@ -84,12 +107,14 @@ class SelfPrompter:
         """What gives the next user turn: a request to the target, the turn itself, or None if none is to follow."""
         draft: _Draft = interview.draft
         if not interview.answered:
-            if draft.kind.max_new_tokens == 0:
-                return Question(self._text(draft.opening), "")
+            if draft.whole is not None:
+                return Question(draft.whole, "")
             return self._request(interview, self._hinted(draft.kind, draft.rng), draft.kind.max_new_tokens)
         length = len(interview.examples[-1].ids)
         if not draft.two_turns or interview.answered > 1 or not interview.finished or length > _FOLLOW_UP_LENGTH:
             return None
+        if draft.rng.random() < _WHOLE_FOLLOW_UPS:
+            return Question(fill(draft.rng.choice(draft.kind.follow_ups), draft.rng), "", may_repeat=True)
         draft.opening = []
         return self._request(interview, before_user(self.tokenizer, interview.messages), _FOLLOW_UP_TOKENS)
 
@@ -143,32 +168,46 @@ class SelfPrompter:
         """Whether a user turn being sampled need not go on: its docstring has closed, or it loops."""
         return self._closes(request.payload.draft.opening, new_ids) or loops(new_ids)
 
-    def hear(self, interview: Interview, ids: list[int]) -> None:
-        """Keep an answer as a passage that later user turns can be about."""
-        if len(ids) >= 48 and not loops(ids) and not interview.source.endswith(("/code", "/maths")):
-            self.passages.append(ids)
+    def hear(self, interview: Interview, ids: list[int], finished: bool = True) -> None:
+        """Keep an answer as a passage that later user turns can be about, one that was cut short up to its last whole
+        sentence."""
+        if len(ids) < _SHORTEST_ANSWER or loops(ids) or interview.source.endswith(_NO_PROSE):
+            return
+        text = self._text(ids[: self.plan.max_passage]).strip()
+        if not finished or len(ids) > self.plan.max_passage:
+            text = text[: max((end.end() for end in _SENTENCE_END.finditer(text)), default=0)]
+        tokens = len(self._ids(text))
+        if tokens >= min(_SHORTEST_ANSWER, self.plan.max_passage):
+            self.passages.append(Passage(text, tokens, interview.source))
 
     def remember(self, source: str, answer: str) -> None:
-        """The same for an answer of an earlier run."""
-        self.hear(Interview(0, source, 0.0), self._ids(answer))
+        """The same for an answer of an earlier run, of which only the text is known."""
+        self.hear(Interview(0, source, 0.0), self._ids(answer), finished=False)
 
     def _longest(self, kind: Kind) -> int:
-        return max(_LONGEST, _LONGEST_PASSAGE * self.plan.max_passage if kind.uses_passage else 0)
+        return max(_LONGEST, _CHARACTERS * self.plan.max_passage if kind.uses_passage else 0)
 
-    def _opening(self, kind: Kind, rng: Random) -> list[int]:
-        """The tokens a user turn begins with; an opening's trailing space is left for the model to write."""
-        before, passage, after = fill(rng.choice(kind.openings), rng).partition("{passage}")
-        ids = self._ids(before if passage else before.rstrip(" "))
-        if passage:
-            wanted = rng.randrange(min(60, self.plan.max_passage - 1), self.plan.max_passage)
-            while len(ids) < wanted:
-                ids += rng.choice(self.passages) + self._ids("\n\n")
-            ids = ids[: self.plan.max_passage] + self._ids(after.rstrip(" "))
-        return ids
+    def _with_passage(self, text: str, rng: Random) -> str:
+        """`text` with an earlier answer in its place for one; several of one kind where a single one is short."""
+        before, place, after = text.partition("{passage}")
+        if not place:
+            return text
+        longest = self.plan.max_passage
+        wanted = rng.randint(min(_SHORTEST_PASSAGE, longest), longest)
+        looked_at = rng.sample(list(self.passages), min(_LOOKED_AT, len(self.passages)))
+        taken = [min(looked_at, key=lambda passage: abs(passage.tokens - wanted))]
+        for passage in rng.sample(list(self.passages), len(self.passages)):
+            tokens = sum(part.tokens + 1 for part in taken)
+            if tokens >= _SHORTEST_PASSAGE:
+                break
+            if passage.source == taken[0].source and passage not in taken and tokens + passage.tokens <= longest:
+                taken.append(passage)
+        return before + "\n\n".join(part.text for part in taken) + after
 
     def _closes(self, opening: Sequence[int], ids: list[int]) -> bool:
+        """Whether the docstring that an opening leaves open ends in `ids`."""
         before = self._text(opening)
-        return before.rstrip().endswith(_QUOTES) and _QUOTES in self._text([*opening, *ids])[len(before) :]
+        return before.count(_QUOTES) % 2 == 1 and _QUOTES in self._text([*opening, *ids])[len(before) :]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []

@@ -11,17 +11,22 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from ..attention import EAGLE3_TREE
+from .slot_cache import SlotLayer, check_layers
 
 _BACKENDS = ("sdpa", "eager", EAGLE3_TREE)  # attention implementations that take a mask of every row's own columns
 _TOP_K = 256
+_NOWHERE = 1 << 40  # the first column of a row that runs nothing
+# Tokens that cost as much as one more forward: reading the weights again on a CPU, launching the kernels on a GPU.
+# Estimates; which prompts are prefilled together follows from them, and nothing else.
+_FORWARD_ON_CPU, _FORWARD = 32, 4096
 _ASK_EVERY = 32  # tokens of a row between two questions whether it is worth going on
 
 
@@ -49,70 +54,29 @@ class Completion:
     finished: bool
 
 
-class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values `[slots, kv_heads, columns, head_dim]`, written at `cursor`, read from `first`."""
-
-    is_sliding = False
-
-    def __init__(self, slots: int, columns: int) -> None:
-        super().__init__()
-        self.slots, self.columns = slots, columns
-        self.first, self.cursor = 0, 0
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        shape = (self.slots, key_states.shape[1], self.columns)
-        self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
-        self.values = value_states.new_zeros(*shape, value_states.shape[-1])
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.keys is not None
-        assert self.values is not None
-        self.keys[:, :, self.cursor : self.cursor + 1] = key_states
-        self.values[:, :, self.cursor : self.cursor + 1] = value_states
-        window = slice(self.first, self.cursor + 1)
-        return self.keys[:, :, window], self.values[:, :, window]
-
-    def place(self, slot: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write one row's prefilled `[kv_heads, length, head_dim]` into `slot`, ending at the cursor."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys[None], values[None])
-        assert self.keys is not None
-        assert self.values is not None
-        window = slice(self.cursor - keys.shape[1], self.cursor)
-        self.keys[slot, :, window] = keys
-        self.values[slot, :, window] = values
-
-    def move(self, cursor: int) -> None:
-        """Carry the newest columns along so that the cursor stands at `cursor`; no live row reads what falls off."""
-        if self.is_initialized:
-            kept = min(self.cursor, cursor)
-            for buffer in (self.keys, self.values):
-                assert buffer is not None
-                buffer[:, :, cursor - kept : cursor] = buffer[:, :, self.cursor - kept : self.cursor].clone()
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cursor - self.first + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.cursor - self.first
-
-    def get_max_length(self) -> int:
-        return self.columns
+@dataclass
+class _Row:
+    request: Request
+    start: int
+    new_ids: list[int] = field(default_factory=list)
 
 
 @dataclass
-class _Row:
-    request: Request | None = None
-    start: int = 0
-    new_ids: list[int] = field(default_factory=list)
-    uniform: random.Random = field(default_factory=random.Random)
+class Work:
+    """What was computed: `steps` of all slots, the `tokens` that live rows got by them, `columns` attended (of a step,
+    its window times the slots, live or not), and `prefilled` tokens with the `padding` among them."""
+
+    steps: int = 0
+    tokens: int = 0
+    columns: int = 0
+    prefilled: int = 0
+    padding: int = 0
 
 
 class SlotDecoder:
     """Run `Request`s through `model` on `slots` rows, yielding each `Completion` as soon as it is known.
+
+    What a step needs of its rows lies on the model's device; the tokens that were chosen are all that comes back.
 
     Args:
         model: an attention-only decoder in eval mode.
@@ -136,104 +100,133 @@ class SlotDecoder:
         refill: int = 4,
         stop_early: Callable[[Request, list[int]], bool] | None = None,
     ) -> None:
-        _check_layers(model, max_length)
+        check_layers(model, max_length)
         self.backend = _backend(model)
         self.model, self.eos_ids, self.max_length, self.refill = model, set(eos_ids), max_length, refill
         self.stop_early = stop_early
+        self.forward_worth = _FORWARD_ON_CPU if model.device.type == "cpu" else _FORWARD
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
         self.layers = [SlotLayer(slots, max_length + 512) for _ in range(layers)]
         self.cache = Cache(layers=list(self.layers))
-        self.rows = [_Row() for _ in range(slots)]
-        self.cursor, self.steps = 0, 0
+        self.rows: list[_Row | None] = [None] * slots
+        self.cursor, self.work = 0, Work()
+        self._chooser = Chooser(slots, max_length, model.device)
+        self._newest = torch.zeros(slots, dtype=torch.long, device=model.device)
+        self._starts = torch.full((slots,), _NOWHERE, dtype=torch.long, device=model.device)
+        self._live_now: tuple[list[int], torch.Tensor] | None = None
 
-    @torch.inference_mode()
+    @property
+    def free(self) -> int:
+        """How many rows run nothing."""
+        return self.rows.count(None)
+
     def run(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
         """Yield completions until no row runs and `requests` gives nothing; `None` means "nothing now, ask again"."""
-        while True:
-            free = [i for i, row in enumerate(self.rows) if row.request is None]
-            busy = len(self.rows) - len(free)
-            taken: list[Request] = []
-            if len(free) >= self.refill or not busy:
-                for request in islice(requests, len(free)):
-                    if request is None:
-                        break
-                    taken.append(request)
-            if taken:
-                yield from self._admit(free[: len(taken)], taken)
-            elif busy:
-                yield from self._step()
-            else:
-                return
+        while (ended := self.advance(requests)) is not None:
+            yield from ended
 
-    def _admit(self, slots: list[int], requests: list[Request]) -> Iterator[Completion]:
-        """Prefill `requests` (left-padded together), one for each of the free `slots`; yields what ends at once."""
+    @torch.inference_mode()
+    def advance(self, requests: Iterator[Request | None]) -> list[Completion] | None:
+        """Take up new requests if enough rows are free and there are any, else go one token further with all rows.
+
+        Returns what ended by that; None if there was nothing to do.
+        """
+        slots = [i for i, row in enumerate(self.rows) if row is None]
+        busy = len(self.rows) - len(slots)
+        taken: list[Request] = []
+        if len(slots) >= self.refill or not busy:
+            taken = [r for r in takewhile(lambda request: request is not None, islice(requests, len(slots))) if r]
+        if taken:
+            return self._admit(slots, taken)
+        return self._step() if busy else None
+
+    def _admit(self, slots: list[int], requests: list[Request]) -> list[Completion]:
+        """Prefill `requests`, each into one of the free `slots`, those of like lengths together."""
         for request in requests:
             if len(request.ids) + request.max_new_tokens > self.max_length:
                 raise ValueError(
                     f"A request of {len(request.ids)} + {request.max_new_tokens} tokens does not fit in "
                     f"max_length={self.max_length}: shorten it or raise max_length."
                 )
+        ended, rest = [], iter(slots)
+        for group in alike(requests, self.forward_worth):
+            ended += self._admit_alike(list(islice(rest, len(group))), group)
+        return ended
+
+    def _admit_alike(self, slots: list[int], requests: list[Request]) -> list[Completion]:
         longest = max(len(request.ids) for request in requests)
-        logits, cache = self._prefill(requests, longest)
+        logits, cache, own = self._prefill(requests, longest)
         if self.cursor < longest:
             self._move_cursor(longest)
+        self._set_cursor(self.cursor)
+        index = torch.tensor(slots, device=self.model.device)
         for layer, prefilled in zip(self.layers, cache.layers, strict=True):
-            for i, (slot, request) in enumerate(zip(slots, requests, strict=True)):
-                # The padding's keys stay out: a fully masked row may hold NaN, and no mask keeps NaN from spreading.
-                own = slice(longest - len(request.ids), longest)
-                layer.place(slot, prefilled.keys[i, :, own], prefilled.values[i, :, own])
+            layer.place(index, prefilled.keys, prefilled.values, own)
         for slot, request in zip(slots, requests, strict=True):
-            self.rows[slot] = _Row(request, self.cursor - len(request.ids), uniform=random.Random(request.seed))
-        yield from self._append(slots, logits)
+            self.rows[slot] = _Row(request, self.cursor - len(request.ids))
+        self._starts[index] = self.cursor - own.sum(-1)
+        self._chooser.seat(slots, requests)
+        self._live_now = None
+        return self._append(slots, index, logits)
 
-    def _prefill(self, requests: list[Request], longest: int) -> tuple[torch.Tensor, DynamicCache]:
-        """Logits `[requests, vocabulary]` after the last token of each, and its cache of `longest` columns."""
-        device = self.model.device
-        ids = torch.zeros(len(requests), longest, dtype=torch.long, device=device)
-        mask = torch.zeros_like(ids)
-        for i, request in enumerate(requests):
-            ids[i, longest - len(request.ids) :] = torch.tensor(request.ids, device=device)
-            mask[i, longest - len(request.ids) :] = 1
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    def _prefill(self, requests: list[Request], longest: int) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+        """Logits `[requests, vocabulary]` after the last token of each, its cache of `longest` columns, and bool
+        `[requests, longest]`: which of them are its own."""
+        padded = [[0] * (longest - len(request.ids)) + request.ids for request in requests]
+        ids = torch.tensor(padded, device=self.model.device)
+        lengths = torch.tensor([len(request.ids) for request in requests], device=self.model.device)
+        own = torch.arange(longest, device=self.model.device) >= longest - lengths[:, None]
         cache = DynamicCache()
         out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
-        return out.logits[:, -1], cache
+            input_ids=ids, attention_mask=own.long(), position_ids=(own.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=cache, logits_to_keep=1,
+        )  # fmt: skip
+        self.work.prefilled += ids.numel()
+        self.work.padding += ids.numel() - sum(len(request.ids) for request in requests)
+        return out.logits[:, -1], cache, own
 
     def _move_cursor(self, column: int) -> None:
         """Carry all live rows so that the next column to be written is `column`."""
         for row in self.rows:
-            row.start += column - self.cursor
+            if row is not None:
+                row.start += column - self.cursor
+        self._starts += column - self.cursor
         for layer in self.layers:
             layer.move(column)
         self._set_cursor(column)
 
     def _set_cursor(self, column: int) -> None:
         self.cursor = column
-        first = min((row.start for row in self.rows if row.request is not None), default=0)
+        first = min((row.start for row in self.rows if row is not None), default=0)
         for layer in self.layers:
             layer.cursor, layer.first = column, first
 
-    def _step(self) -> Iterator[Completion]:
+    def _live(self) -> tuple[list[int], torch.Tensor]:
+        """The slots that run something, here and on the device; kept until that changes."""
+        if self._live_now is None:
+            live = [i for i, row in enumerate(self.rows) if row is not None]
+            self._live_now = live, torch.tensor(live, device=self.model.device)
+        return self._live_now
+
+    def _step(self) -> list[Completion]:
         """One forward for every row: the newest token of each goes in, the next one comes out."""
         if self.cursor == self.layers[0].columns:
             self._move_cursor(self.max_length)  # no live row is longer
-        live = [i for i, row in enumerate(self.rows) if row.request is not None]
         self._set_cursor(self.cursor)
-        first, device = self.layers[0].first, self.model.device
-        newest = [row.new_ids[-1] if row.request is not None else 0 for row in self.rows]
-        begun = [row.start if row.request is not None else self.cursor for row in self.rows]
-        starts = torch.tensor(begun, device=device)[:, None]
-        columns = torch.arange(first, self.cursor + 1, device=device)
+        live, index = self._live()
+        # A row that runs nothing sees its own new column alone: of what sees nothing, softmax is not a number.
+        starts = self._starts.clamp(max=self.cursor)[:, None]
+        columns = torch.arange(self.layers[0].first, self.cursor + 1, device=starts.device)
         visible = (columns >= starts)[:, None, None, :]
         out = self.model(
-            input_ids=torch.tensor(newest, device=device)[:, None],
-            attention_mask=self._mask(visible), position_ids=self.cursor - starts, past_key_values=self.cache,
+            input_ids=self._newest[:, None], attention_mask=self._mask(visible), position_ids=self.cursor - starts,
+            past_key_values=self.cache,
         )  # fmt: skip
+        self.work.steps += 1
+        self.work.tokens += len(live)
+        self.work.columns += len(self.rows) * len(columns)
         self._set_cursor(self.cursor + 1)
-        self.steps += 1
-        yield from self._append(live, out.logits[live, -1])
+        return self._append(live, index, out.logits[:, -1][index])
 
     def _mask(self, visible: torch.Tensor) -> torch.Tensor:
         """As the attention takes it: eager adds what it is given, bool or not, while the others take a bool mask."""
@@ -243,41 +236,99 @@ class SlotDecoder:
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)
 
-    def _append(self, slots: list[int], logits: torch.Tensor) -> Iterator[Completion]:
-        rows = [self.rows[slot] for slot in slots]
-        for slot, row, token in zip(slots, rows, _choose(rows, logits), strict=True):
-            request = row.request
-            if request is None:
+    def _append(self, slots: list[int], index: torch.Tensor, logits: torch.Tensor) -> list[Completion]:
+        """One more token for the rows in `slots` (`index` on the device); gives back what ends with it."""
+        chosen = self._chooser(slots, index, logits)
+        self._newest[index] = chosen
+        ended, emptied = [], []
+        for slot, token in zip(slots, chosen.tolist(), strict=True):
+            row = self.rows[slot]
+            if row is None:
                 raise RuntimeError(f"Slot {slot} runs without a request.")
             row.new_ids.append(token)
             finished = token in self.eos_ids
-            over = len(row.new_ids) >= request.max_new_tokens
+            over = len(row.new_ids) >= row.request.max_new_tokens
             stop = self.stop_early if len(row.new_ids) % _ASK_EVERY == 0 else None
-            if finished or over or (stop is not None and stop(request, row.new_ids)):
-                self.rows[slot] = _Row()
-                yield Completion(request, row.new_ids, finished)
+            if finished or over or (stop is not None and stop(row.request, row.new_ids)):
+                ended.append(Completion(row.request, row.new_ids, finished))
+                emptied.append(slot)
+        if emptied:
+            for slot in emptied:
+                self.rows[slot] = None
+            self._starts[torch.tensor(emptied, device=self._starts.device)] = _NOWHERE
+            self._chooser.leave(emptied)
+            self._live_now = None
+        return ended
 
 
-def _choose(rows: list[_Row], logits: torch.Tensor) -> list[int]:
-    """The next token of each row of `logits [rows, vocabulary]`: argmax, or a draw where a temperature is asked for.
+def alike(requests: list[Request], worth: int) -> list[list[Request]]:
+    """The requests in groups to be prefilled together, longest first: padding a group takes at most `worth` tokens."""
+    groups: list[list[Request]] = []
+    padding = 0
+    for request in sorted(requests, key=lambda request: -len(request.ids)):
+        padding += len(groups[-1][0].ids) - len(request.ids) if groups else 0
+        if not groups or padding > worth:
+            groups.append([])
+            padding = 0
+        groups[-1].append(request)
+    return groups
 
-    One uniform per row and token, from the row's own generator, picks from the inverse of the cumulated probabilities.
+
+class Chooser:
+    """Chooses the next token of each row on the device: argmax, or a draw where a temperature is asked for.
+
+    One uniform per row and token, from the row's own seed, picks from the inverse of the cumulated probabilities. They
+    are drawn when a request is seated, so that a step brings nothing to the device.
     """
-    chosen = logits.argmax(-1)
-    warm = [i for i, row in enumerate(rows) if row.request is not None and row.request.temperature > 0]
-    if warm:
-        requests = [rows[i].request for i in warm]
-        temperature, top_p, uniform = (
-            torch.tensor(values, device=logits.device, dtype=torch.float32)[:, None]
-            for values in (
-                [request.temperature for request in requests if request is not None],
-                [request.top_p for request in requests if request is not None],
-                [rows[i].uniform.random() for i in warm],
-            )
-        )
-        chosen[warm] = draw(logits[warm], temperature, top_p, uniform)
-    result: list[int] = chosen.tolist()
-    return result
+
+    def __init__(self, slots: int, longest: int, device: torch.device) -> None:
+        self.uniforms = torch.zeros(slots, longest, device=device)
+        self.settings = torch.ones(slots, 2, device=device)  # temperature, top_p
+        self.taken = torch.zeros(slots, dtype=torch.long, device=device)  # uniforms
+        self.warm: set[int] = set()
+        self._known: tuple[list[int], torch.Tensor] = [], self.taken[:0]
+
+    def seat(self, slots: list[int], requests: list[Request]) -> None:
+        """Take up what the rows in `slots` are to be drawn by."""
+        self.leave(slots)
+        warm = [(slot, request) for slot, request in zip(slots, requests, strict=True) if request.temperature > 0]
+        if not warm:
+            return
+        device, longest = self.taken.device, max(request.max_new_tokens for _, request in warm)
+        index = torch.tensor([slot for slot, _ in warm], device=device)
+        drawn = []
+        for _, request in warm:
+            rng = random.Random(request.seed)
+            own = [rng.random() for _ in range(request.max_new_tokens)]
+            drawn.append(own + [0.0] * (longest - len(own)))
+        self.uniforms[index, :longest] = torch.tensor(drawn, dtype=torch.float32, device=device)
+        settings = [[request.temperature, request.top_p] for _, request in warm]
+        self.settings[index] = torch.tensor(settings, dtype=torch.float32, device=device)
+        self.taken[index] = 0
+        self.warm.update(slot for slot, _ in warm)
+
+    def leave(self, slots: Iterable[int]) -> None:
+        """The rows in `slots` have ended."""
+        self.warm.difference_update(slots)
+
+    def __call__(self, slots: list[int], index: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Tokens int64 `[rows]` for `logits [rows, vocabulary]` of the rows in `slots`, `index` on the device."""
+        chosen = logits.argmax(-1)
+        if self.warm.isdisjoint(slots):
+            return chosen
+        at = self._positions([i for i, slot in enumerate(slots) if slot in self.warm])
+        own = index[at]
+        uniform = self.uniforms[own, self.taken[own]]
+        temperature, top_p = self.settings[own].unbind(-1)
+        chosen[at] = draw(logits[at], temperature[:, None], top_p[:, None], uniform[:, None])
+        self.taken[own] += 1
+        return chosen
+
+    def _positions(self, at: list[int]) -> torch.Tensor:
+        """On the device; the last ones are kept, since most steps have the rows of the one before."""
+        if self._known[0] != at:
+            self._known = at, torch.tensor(at, device=self.taken.device)
+        return self._known[1]
 
 
 def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -294,24 +345,6 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
     picked = (cumulated <= uniform * cumulated[:, -1:]).sum(-1, keepdim=True)
     last = (probabilities > 0).sum(-1, keepdim=True) - 1  # rounding may carry a uniform near 1 past the end
     return ids.gather(1, torch.minimum(picked, last))[:, 0]
-
-
-def _check_layers(model: PreTrainedModel, max_length: int) -> None:
-    """Refuse layers that keep more than keys and values, or whose window a mask over all columns would widen."""
-    text = model.config.get_text_config(decoder=True)
-    kinds = set(getattr(text, "layer_types", None) or [])
-    window = getattr(text, "sliding_window", None) if "sliding_attention" in kinds or not kinds else None
-    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise ValueError(
-            f"{type(model).__name__} has {', '.join(unknown)} layers, and decoding many rows at once here needs plain "
-            "attention: let a server write the answers (`--server URL`)."
-        )
-    if window is not None and window < max_length:
-        raise ValueError(
-            f"{type(model).__name__} attends {window} tokens back, and rows of up to {max_length} were asked "
-            f"for: give --max-length {window} at the most, or let a server write the answers (`--server URL`)."
-        )
 
 
 def _backend(model: PreTrainedModel) -> str:

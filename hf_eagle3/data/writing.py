@@ -17,6 +17,7 @@ from .conversations import Conversation, load_conversations
 from .filters import FilterRules, Gate
 from .interview import Plan
 from .interviewer import Interviewer, Numbered, ServerInterviewer
+from .openings import DIGEST
 from .overlap import Overlap
 from .sources import Prompt, read_prompts
 from .store import check_free, save_dataset
@@ -67,7 +68,9 @@ class Job:
         if self.prompts is not None:
             plan = {name: value for name, value in plan.items() if name not in _SELF_PROMPTING}
         told = {**self.facts, **plan, **{f"filter: {name}": value for name, value in rules.items()}}
-        if self.prompts is not None:
+        if self.prompts is None:
+            told["openings"] = DIGEST
+        else:
             told |= {"prompts": self.prompts.sources, "split": self.prompts.split, "digest": self.prompts.digest}
         if self.exclude:
             told["excluded questions"] = list(self.exclude)

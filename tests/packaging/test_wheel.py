@@ -16,8 +16,10 @@ import hf_eagle3
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KERNEL = REPOSITORY / "kernels" / "tree_attention" / "torch-ext" / "tree_attention"
-# What the wheel brings beside modules: the head without the text that it learnt from, the page of its card.
+# What the wheel brings beside modules: the texts of user turns, the head without what it learnt from, the page of its
+# card.
 SHIPPED = {
+    "data": {"openings.yaml", "words.yaml"},
     "embedded_head": {"README.md", "config.json", "generation_config.json", "model.safetensors", "training.json"},
     "hub": {"model_card.md"},
     ".": {"py.typed"},

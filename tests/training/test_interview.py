@@ -13,10 +13,10 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_eagle3.data.conversations import Conversation
+from hf_eagle3.data.filters import FilterRules, Gate
 from hf_eagle3.data.interview import Interview, Plan
 from hf_eagle3.data.interviewer import Interviewer, ServerInterviewer, stop_ids
-from hf_eagle3.data.openings import KINDS, fill
-from hf_eagle3.data.self_prompting import SelfPrompter
+from hf_eagle3.data.self_prompting import Passage, SelfPrompter
 from hf_eagle3.data.server import ServerAnswer, ServerRequest
 from hf_eagle3.data.slots import Completion, Request
 from hf_eagle3.data.sources import Prompt
@@ -41,7 +41,7 @@ class OpenGate:
         self.asked: list[list[str]] = []
         self.remembered: list[list[str]] = []
 
-    def prompt(self, turns: Sequence[str], written: str | None = None) -> bool:
+    def prompt(self, turns: Sequence[str], written: str | None = None, may_repeat: bool = False) -> bool:
         self.asked.append(list(turns))
         return self._verdict("prompts", " ".join(turns))
 
@@ -210,6 +210,8 @@ def test_answers_do_not_depend_on_how_many_are_asked_at_once(
     plan = replace(PLAN, answer_tokens=None)
     whole = {i.number: i.examples for i in held(target, tokenizer, plan, iter(given()), slots=7)}
     some = {i.number: i.examples for i in held(target, tokenizer, plan, iter(given()[3:]), slots=2)}
+    apart = {i.number: i.examples for i in held(target, tokenizer, plan, iter(given()), slots=64)}  # two decoders
+    assert apart == whole
     assert {number: whole[number] for number in some} == some
     assert len({example.about["temperature"] for examples in whole.values() for example in examples}) == 2
 
@@ -243,7 +245,7 @@ def test_short_conversations_are_made_up_too(
     begin = SelfPrompter.begin
 
     def with_passages(self: SelfPrompter, number: int) -> Interview:
-        self.passages.extend([list(range(20, 60))] * 40)
+        self.passages.extend([Passage(tokenizer.decode(range(20, 60)), 40, "self-prompting/facts")] * 40)
         return begin(self, number)
 
     monkeypatch.setattr(SelfPrompter, "begin", with_passages)
@@ -303,12 +305,91 @@ def test_a_docstring_ends_where_it_closes(tokenizer: PreTrainedTokenizerFast) ->
     assert interview.tally.to_json()["sampled user turns"]["dropped"] == {"did not end": 1, "special token": 1}
 
 
+def test_a_docstring_that_is_begun_ends_where_it_closes(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Openings may hold its first words, and a complete one leaves nothing open."""
+    tokenizer.add_tokens(["def", '"""'])
+    prompter = SelfPrompter(tokenizer, PLAN)
+    interview = prompter.begin(0)
+    quotes, define = tokenizer.convert_tokens_to_ids(['"""', "def"])
+    request = Request([], 9, payload=interview)
+    interview.draft.opening = [define, quotes, 22]
+    assert prompter.enough(request, [20, quotes])
+    interview.draft.opening = [define, quotes, 22, quotes]
+    assert not prompter.enough(request, [20, quotes])
+
+
+def heard(prompter: SelfPrompter, text: str, finished: bool = True, source: str = "self-prompting/article") -> None:
+    prompter.hear(Interview(0, source, 0.0), prompter._ids(text), finished)
+
+
+def test_passages_are_whole_answers(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Of prose, without loops; what was cut short ends with its last whole sentence."""
+    prompter = SelfPrompter(tokenizer, replace(PLAN, max_passage=200))
+    prompter._text = lambda ids: tokenizer.decode(ids).replace(" w9", ".")  # type: ignore[method-assign]
+    varied = " ".join(f"w{i % 41 + i // 41}" for i in range(60)).replace("w9", "w8")
+    heard(prompter, f"{varied} w9")
+    heard(prompter, f"{varied} w9 w1 w2", finished=False)
+    assert [passage.text for passage in prompter.passages] == [f"{varied}."] * 2
+    heard(prompter, varied, finished=False)  # no sentence ends in it
+    heard(prompter, "w1 w2 " * 60)  # a loop
+    heard(prompter, "w1 w2 w9")  # short
+    heard(prompter, varied, source="self-prompting/code")
+    assert len(prompter.passages) == 2
+
+
+def test_turns_about_passages_are_of_the_wanted_length(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompter = SelfPrompter(tokenizer, replace(PLAN, max_passage=400))
+    lengths = [*range(50, 400, 10)]
+    for number, length in enumerate(lengths):
+        source = f"self-prompting/{'article' if number % 2 else 'facts'}"
+        prompter.passages.append(Passage(f"p{number} " + "w1 " * (length - 2) + "w2", length, source))
+    several, found = 0, []
+    for seed in range(200):
+        text = prompter._with_passage("before {passage} after", random.Random(seed))
+        assert text == prompter._with_passage("before {passage} after", random.Random(seed))
+        assert text.startswith("before p")
+        assert text.endswith(" w2 after")
+        parts = text.removeprefix("before ").removesuffix(" after").split("\n\n")
+        numbers = [int(part.split()[0][1:]) for part in parts]
+        assert len({number % 2 for number in numbers}) == 1  # of one kind
+        total = sum(lengths[number] for number in numbers)
+        assert 150 <= total <= 400
+        assert len(set(numbers)) == len(numbers)
+        several, found = several + (len(parts) > 1), [*found, total]
+    assert several > 3
+    assert max(found) - min(found) > 200
+
+
+def test_second_turns_that_are_complete_come_again(
+    target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In different conversations, though no prompt may come twice; and the target samples others by itself."""
+    monkeypatch.setattr("hf_eagle3.data.self_prompting.fill", lambda text, rng: "w3" if "?" in text else text)
+    repeated: list[bool] = []
+
+    class Watched(OpenGate):
+        def prompt(self, turns: Sequence[str], written: str | None = None, may_repeat: bool = False) -> bool:
+            if may_repeat:
+                repeated.append(written == "")
+            return super().prompt(turns, written, may_repeat)
+
+    plan = replace(PLAN, two_turn_share=1.0, answer_tokens=600)
+    interviews = held(target, tokenizer, plan, gate=Watched())
+    second = sum(interview.answered > 1 for interview in interviews)
+    assert all(repeated)
+    assert 0.2 * second < len(repeated) < second * 2
+    gate = Gate(FilterRules(personal=False), Tally())
+    assert gate.prompt(["Please say it in other words."])
+    assert gate.prompt(["Please say it in other words."], "", True)
+    assert not gate.prompt(["Please say it in other words."], "")
+
+
 def test_a_target_of_which_nothing_passes_is_given_up(
     target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hf_eagle3.data.interviewer._GIVE_UP", 20)
     gate: Any = OpenGate()
-    gate.prompt = lambda turns, written=None: False
+    gate.prompt = lambda turns, written=None, may_repeat=False: False
     with pytest.raises(ValueError, match="--prompts"):
         held(target, tokenizer, gate=gate)
 
@@ -429,14 +510,6 @@ def test_stop_ids(target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) 
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="eos_token_id"):
         stop_ids(tokenizer, None)
-
-
-def test_every_opening_can_be_filled() -> None:
-    rng = random.Random(0)
-    for kind in KINDS:
-        for text in (kind.hint, *kind.openings):
-            assert "{" not in fill(text, rng).replace("{passage}", "")
-        assert all("{passage}" in text for text in kind.openings) or kind.max_new_tokens > 0
 
 
 def test_a_template_that_takes_no_system_message(target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
