@@ -30,7 +30,7 @@ _SHORTEST_ANSWER, _SHORTEST_PASSAGE = 48, 150  # tokens of an answer that is kep
 _LOOKED_AT = 8  # answers, from which the one of the wanted length is taken
 _LONGEST, _CHARACTERS = 500, 8  # characters of a sampled turn; of each token of a passage
 _SAMPLED = "sampled user turns"
-_NO_PROSE = ("/code", "/data", "/extraction", "/maths", "/translation")
+_NO_PROSE = ("/code", "/data", "/extraction", "/maths", "/reasoning", "/translation")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
