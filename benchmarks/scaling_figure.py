@@ -102,7 +102,8 @@ def draw(record: Mapping[str, Any], path: Path, tree: str = "paper") -> Path:
     if not runs:
         raise ValueError("The record holds no finished head, so there is nothing to draw.")
     shape = ", ".join(str(size) for size in runs[0]["acceptance"][tree]["tree"])
-    title = "Acceptance length against training data" + (" (dry run: no figures)" if record.get("dry_run") else "")
+    what = f"Acceptance length against training data, tree {shape}"
+    title = f"{what} (dry run: no figures)" if record.get("dry_run") else what
     with style():
         figure, axes = canvas(title)
         for number, line in enumerate(spreads(runs, tree)):
@@ -112,7 +113,7 @@ def draw(record: Mapping[str, Any], path: Path, tree: str = "paper") -> Path:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.minorticks_off()
         axes.set_xlabel("answer tokens in the training data; equal steps for all")
-        axes.set_ylabel(f"acceptance length, bonus included (tree {shape})")
+        axes.set_ylabel("acceptance length (bonus included)")
         figure.legend(loc="outside lower center", ncols=2)
         return write(figure, path)
 

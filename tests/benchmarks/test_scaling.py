@@ -171,7 +171,7 @@ def test_gains_and_spreads(scripts: Any, tmp_path: Path) -> None:
         assert scripts.script.main(["--draw", str(path), "--figure", str(figure)]) == 0
     assert figures[0].read_bytes() == figures[1].read_bytes()
     drawn = figures[0].read_text()
-    assert all(text in drawn for text in ("EAGLE-3", "EAGLE-1", ">250<", ">1,000<", "(tree 59, 8, 10)"))
+    assert all(text in drawn for text in ("EAGLE-3", "EAGLE-1", ">250<", ">1,000<", ", tree 59, 8, 10"))
 
 
 def test_runs_end_with_a_measurement(scripts: Any) -> None:
