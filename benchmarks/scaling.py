@@ -26,8 +26,8 @@ from training_runs import given_fields, length_fields, public
 from transformers.utils.logging import disable_progress_bar
 
 from hf_eagle3.data.store import load_dataset
+from hf_eagle3.evaluation.canvas import check_drawing
 from hf_eagle3.evaluation.command import Precision, load_pair
-from hf_eagle3.evaluation.figures import check_drawing
 from hf_eagle3.evaluation.report import check_writable, provenance, write_json
 from hf_eagle3.training.recipe import read_recipe
 

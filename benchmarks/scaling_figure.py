@@ -5,15 +5,27 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from hf_eagle3.evaluation.figures import Spread, draw_spreads
+from hf_eagle3.evaluation.canvas import COLOURS, DASHES, MARKERS, canvas, style, write
 
 Runs = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A line of points that were measured several times: of each the mean, the lowest and the highest."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    low: list[float]
+    high: list[float]
 
 
 def spreads(runs: Runs, tree: str) -> list[Spread]:
@@ -90,8 +102,27 @@ def draw(record: Mapping[str, Any], path: Path, tree: str = "paper") -> Path:
     if not runs:
         raise ValueError("The record holds no finished head, so there is nothing to draw.")
     shape = ", ".join(str(size) for size in runs[0]["acceptance"][tree]["tree"])
-    title = "Acceptance length against training data" + (" (dry run: no figures)" if record.get("dry_run") else "")
-    return draw_spreads(
-        spreads(runs, tree), path, title, "answer tokens in the training data; equal steps for all",
-        f"acceptance length, bonus included (tree {shape})",
+    what = f"Acceptance length against training data, tree {shape}"
+    title = f"{what} (dry run: no figures)" if record.get("dry_run") else what
+    with style():
+        figure, axes = canvas(title)
+        for number, line in enumerate(spreads(runs, tree)):
+            _plot(axes, line, number)
+        axes.set_xscale("log", base=2)  # each doubling takes the same room
+        axes.set_xticks(sorted(spreads(runs, tree)[0].x))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.minorticks_off()
+        axes.set_xlabel("answer tokens in the training data; equal steps for all")
+        axes.set_ylabel("acceptance length (bonus included)")
+        figure.legend(loc="outside lower center", ncols=2)
+        return write(figure, path)
+
+
+def _plot(axes: Any, line: Spread, number: int) -> None:
+    """A line through the means, and at each the range of the seeds."""
+    colour = COLOURS[number % len(COLOURS)]
+    axes.plot(
+        line.x, line.y, label=line.name, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=5,
+        linestyle=DASHES[number % len(DASHES)], linewidth=1.4, clip_on=False,
     )  # fmt: skip
+    axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1.4)
