@@ -2,7 +2,7 @@
 
 The decoder layers of a fresh head take the target's last ones, in their order (the first of them in its hidden half
 only; the embedding half is small noise), with their norm gains folded into the projections and norms of 1; the output
-rows are the target's; the fusion layer is small.
+rows are the target's; the fusion layer passes on the deepest boundary, which is what those layers are used to reading.
 """
 
 from __future__ import annotations
@@ -49,14 +49,26 @@ def fresh_head(
         if output_rows.shape == head.lm_head.weight.shape:
             head.lm_head.weight.copy_(output_rows)
         copy_last_layers(head, target)
+        pass_on_deepest(head)
         if config.reads_last_hidden_state and config.norm_output:
             head.norm.weight.copy_(_gain(getattr(target.get_decoder(), "norm", None), config.hidden_size))
     return head
 
 
+def pass_on_deepest(head: Eagle3DraftModel) -> None:
+    """Have the fusion layer give the deepest boundary, and nothing of the others until they are learnt. Noise in its
+    place took longer to learn from (model_cards/SmolLM2-135M-Instruct-EAGLE3/TRAINING.md). A head of another width
+    than its target keeps the noise."""
+    if head.fc is not None and head.config.target_hidden_size == head.config.hidden_size:
+        head.fc.weight.zero_()
+        head.fc.weight[:, -head.config.hidden_size :].fill_diagonal_(1.0)
+
+
 def copy_last_layers(head: Eagle3DraftModel, target: PreTrainedModel) -> None:
     """Copy what fits of the target's last decoder layers, one for each of the head's; what is built otherwise than in
-    Llama is left out."""
+    Llama is left out, and all of it where the head is of another width."""
+    if head.config.hidden_size != head.config.target_hidden_size:
+        return
     theirs: Any = getattr(target.get_decoder(), "layers", None)
     sources = [] if theirs is None else list(theirs)[-len(head.layers) :]
     ours = list(head.layers)[len(head.layers) - len(sources) :]  # a head may be deeper than its target

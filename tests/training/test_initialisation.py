@@ -93,6 +93,16 @@ def test_a_head_may_be_deeper_than_its_target() -> None:
         assert same == (number >= 2)
 
 
+def test_the_fused_feature_begins_as_the_deepest_boundary() -> None:
+    target = target_of(LlamaConfig(**SIZES))
+    head = fresh_head(target, torch.arange(40), target.lm_head.weight[:40], boundaries=[2, 4, 7])
+    features = torch.randn(1, 5, 96)
+    assert torch.equal(head.fuse(features), features[..., 64:])
+    other = fresh_head(target, torch.arange(40), target.lm_head.weight[:40], hidden_size=24)
+    assert other.fuse(features).shape == (1, 5, 24)
+    assert bool(other.fc.weight.abs().min() > 0)
+
+
 def test_a_layer_of_other_parts_leaves_the_head_random_but_whole() -> None:
     """GPT-NeoX keeps queries, keys and values in one matrix: nothing fits."""
     sizes = {name: SIZES[name] for name in SIZES if name not in ("num_key_value_heads", "head_dim")}
