@@ -267,6 +267,14 @@ def test_the_table_gives_each_seed_and_the_mean(scripts: Any) -> None:
     assert lines[-1].startswith("Under way")
 
 
+def test_what_is_no_yaml_is_refused(scripts: Any, write: Any, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("data: [")
+    with pytest.raises(ValueError, match=r"base\.yaml is no YAML"):
+        scripts.plan.read_plan(write({"base": {}}, base="base.yaml"), tmp_path / "work")
+    with pytest.raises(ValueError, match="whose value is no YAML"):
+        scripts.shared.given_fields(["boundaries=["])
+
+
 @pytest.mark.parametrize("text", ["{}", "[", '{"runs": []}', '{"runs": [{"seed": 0}], "tokens": 5}'])
 def test_what_is_no_record_is_refused(scripts: Any, tmp_path: Path, text: str, capsys: Any) -> None:
     (tmp_path / "record.json").write_text(text)
