@@ -94,5 +94,8 @@ def given_fields(pairs: Sequence[str]) -> dict[str, Any]:
         name, sign, value = pair.partition("=")
         if not sign:
             raise ValueError(f"{pair!r} was given; write a field of a recipe and its value, as in learning_rate=5e-4.")
-        fields[name] = yaml.safe_load(value)
+        try:
+            fields[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{pair!r} was given, whose value is no YAML: write it as in a recipe.") from error
     return fields

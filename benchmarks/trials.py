@@ -39,7 +39,7 @@ from trials_table import trials_table, update_block
 
 from hf_eagle3.evaluation.report import check_writable, provenance, write_json
 from hf_eagle3.training import run as training
-from hf_eagle3.training.recipe import complete, differences, write_recipe
+from hf_eagle3.training.recipe import complete, differences, settled, write_recipe
 
 
 def run_all(plan: Plan, work: Path, record_path: Path, markdown: Path | None) -> dict[str, Any]:
@@ -64,7 +64,8 @@ def run_all(plan: Plan, work: Path, record_path: Path, markdown: Path | None) ->
 def _result(one: Run, work: Path, lock: int) -> dict[str, Any]:
     """What a run came to, trained now unless it is there already."""
     folder = work / one.folder
-    wanted = complete(one.recipe, one.recipe.training_arguments(folder))
+    args = one.recipe.training_arguments(folder)
+    wanted = complete(settled(one.recipe, args.device, folder), args)
     told = {"trial": one.trial, "overrides": public(one.overrides), "seed": one.seed}
     if (folder / training.RECORD).is_file():
         changed = "; ".join(differences(wanted, folder))
@@ -129,7 +130,8 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or not isinstance(record.get("runs"), list):
             raise ValueError("it has no runs")
-    except ValueError as error:
+        trials_table(record)
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no record of trials ({error}): give what `run --json` wrote.") from error
     return record
 

@@ -83,11 +83,15 @@ def read_plan(path: Path, work: Path) -> Plan:
     return Plan(str(values["name"]), tokens, base, [run for _, run in sorted(turns, key=lambda each: each[0])])
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> Any:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())}).") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = _read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no mapping: give name, tokens, base and trials.")
     missing, unknown = {"name", "tokens", "base", "trials"} - set(values), set(values) - _FIELDS
@@ -103,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _base(given: Any, path: Path) -> dict[str, Any]:
     """The fields of the base recipe, from the mapping or from the file that it names, beside the trials' own."""
     if isinstance(given, str):
-        given = yaml.safe_load((path.parent / given).read_text(encoding="utf-8"))
+        given = _read_yaml(path.parent / given)
     if not isinstance(given, dict):
         raise ValueError(f"{path} has the base {given!r}: give a recipe's fields, or the file of a recipe.")
     return {name: value for name, value in given.items() if name not in _LENGTH}

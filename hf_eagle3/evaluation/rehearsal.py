@@ -39,7 +39,7 @@ def rehearse(
     states = _states(model, head, ids)
     lengths: dict[TreeShape, list[int]] = {}
     for top_k in sorted({shape.tree_top_k for shape in shapes}):
-        own = [shape for shape in shapes if shape.tree_top_k == top_k]
+        own = [shape for shape in dict.fromkeys(shapes) if shape.tree_top_k == top_k]
         accepted: dict[TreeShape, list[int]] = {shape: [] for shape in own}
         for place, tree in enumerate(_trees(model, head, ids, states, first, max(s.tree_depth for s in own), top_k)):
             following = ids[0, first + place + 1 :].tolist()

@@ -90,7 +90,7 @@ def sweep_table(entries: Sequence[Entry]) -> Table:
 
 
 def candidates_table(candidates: Sequence[Candidate]) -> Table:
-    """One row a tree that was not timed, the most promising first."""
+    """One row a tree, as ranked before any was timed: the most promising first."""
     table = Table(caption="rehearsed on plain answers, and priced by the cost curve", box=box.SIMPLE_HEAD)
     for heading in ("draft\nnodes", "depth", "top-k", "acceptance\nlength", "predicted\nratio"):
         table.add_column(heading, justify="right")

@@ -70,7 +70,8 @@ def sweep(
     done: Callable[[], None] = lambda: None,
     curve: CostCurve | None = None,
 ) -> list[Entry]:
-    """Times every shape; the fastest first. `done` hears of each finished question."""
+    """Times every shape, once each; the fastest first. `done` hears of each finished question."""
+    shapes = list(dict.fromkeys(shapes))
     runs: dict[Shape, list[tuple[Run, Run]]] = {shape: [] for shape in shapes}
     for turn, question in enumerate(questions):
         inputs = encode_chat(tokenizer, question.text, model.device)

@@ -62,7 +62,7 @@ def sweep(
     from .sweep import COMMON_SHAPES
     from .timing import Settings
 
-    shapes = [_shape(text) for text in shape] if shape else list(COMMON_SHAPES)
+    shapes = list(dict.fromkeys(map(_shape, shape))) if shape else list(COMMON_SHAPES)
     if finalists is not None and (temperature or not repeats):
         given = f"--temperature {temperature:g}" if temperature else "--repeats 0"
         raise ValueError(

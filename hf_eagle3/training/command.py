@@ -6,7 +6,6 @@ Typer reads the signature, and the first paragraph is the help. The heavy import
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,7 +75,7 @@ def train(
     Killed or stopped at any moment, the same command goes on and ends with the same head. Several devices: `accelerate
     launch -m hf_eagle3.cli train ...`. The best checkpoint by acceptance length becomes the head.
     """
-    from .recipe import read_recipe
+    from .recipe import read_recipe, settled
     from .run import clear, train_head
 
     logging.basicConfig(format="%(message)s")
@@ -89,12 +88,12 @@ def train(
     }  # fmt: skip
     recipe = read_recipe(config, {name: value for name, value in given.items() if value is not None})
     args = recipe.training_arguments(output_dir)
-    recipe = _settled(recipe, args.device)
     logging.getLogger("hf_eagle3").setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
     if overwrite_output_dir:
         with args.main_process_first(local=False):
             if args.process_index == 0:
                 clear(output_dir)
+    recipe = settled(recipe, args.device, output_dir)
     try:
         model, tokenizer = _target(recipe, args.device)
         if exclude:
@@ -107,15 +106,6 @@ def train(
         raise ValueError(str(error)) from error
     if args.process_index == 0:
         _tell(outcome, recipe, output_dir)
-
-
-def _settled(recipe: Recipe, device: Any) -> Recipe:
-    """The recipe with the dtype that the embedded target gets on this device: a run goes on elsewhere in the same."""
-    from ..native_products import usual_dtype
-
-    if recipe.target is not None or recipe.dtype is not None:
-        return recipe
-    return dataclasses.replace(recipe, dtype=str(usual_dtype(device)).removeprefix("torch."))
 
 
 def _target(recipe: Recipe, device: Any) -> tuple[Any, Any]:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import types
 import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from ..configuration_eagle3 import LAST_HIDDEN_STATE
+from ..configuration_eagle3 import LAST_HIDDEN_STATE, Eagle3Config
+from ..native_products import usual_dtype
 from ..whole_files import written_whole
 from .arguments import Eagle3TrainingArguments
 
@@ -34,6 +37,7 @@ HEAD_FIELDS = (
     "attention_bias", "qkv_bias", "qk_norm", "mlp_bias", "hidden_act", "rms_norm_eps", "initializer_range",
     "rope_parameters", "norm_before_fc", "fc_norm", "norm_before_residual", "norm_output",
 )  # fmt: skip
+_HEAD_SIZES = ("num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 # What may change between the sittings of one run: nothing of it touches the weights.
 _MAY_CHANGE = {
     "report_to", "features_dir", "disable_tqdm", "save_total_limit", "dataloader_num_workers",
@@ -108,12 +112,8 @@ class Recipe:
             )
         if self.train_share is not None and not 0 < self.train_share <= 1:
             raise ValueError(f"train_share is {self.train_share}: it lies above 0 and up to 1.")
-        other = sorted(str(name) for name in set(self.head or {}) - set(HEAD_FIELDS))
-        if other:
-            raise ValueError(
-                f"head has {', '.join(other)}, but of a head that is to be trained only {', '.join(HEAD_FIELDS)} can "
-                "be chosen."
-            )
+        if self.head is not None:
+            _head_fields(self.head)
 
     def training_arguments(self, output_dir: str | Path) -> Eagle3TrainingArguments:
         """The arguments of the run, with our defaults and Trainer's for all that was not given."""
@@ -145,6 +145,16 @@ def complete(recipe: Recipe, args: Eagle3TrainingArguments) -> dict[str, Any]:
             # Trainer rewrites some of its fields when it is made; what was given is what makes them again.
             values[name] = _plain(recipe.arguments.get(name, getattr(args, name)))
     return values
+
+
+def settled(recipe: Recipe, device: torch.device | str, folder: str | Path) -> Recipe:
+    """The recipe with the dtype that the embedded target has in the run of `folder`: the one written down there, and
+    of a run that begins what `device` is fastest in. So a run goes on elsewhere as it began."""
+    if recipe.target is not None or recipe.dtype is not None:
+        return recipe
+    path = Path(folder) / FILE
+    dtype = _read_yaml(path).get("dtype") if path.is_file() else None
+    return replace(recipe, dtype=dtype or str(usual_dtype(device)).removeprefix("torch."))
 
 
 def write_recipe(values: dict[str, Any], folder: str | Path) -> None:
@@ -198,14 +208,34 @@ def _checked(name: str, value: Any) -> Any:
         close = difflib.get_close_matches(str(name), types_of, n=1)
         hint = f"did you mean {close[0]}?" if close else "see `hf-eagle3 train --help`."
         raise ValueError(f"The recipe holds {name!r}, which nothing knows; {hint}")
-    wanted = types_of[name]
+    if value is False and name.endswith("_strategy"):
+        value = "no"  # which YAML 1.1 reads as a bool
+    value = _as_type(f"The recipe's {name}", value, types_of[name])
+    return _head_fields(value) if name == "head" and value is not None else value
+
+
+def _head_fields(given: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a fresh head, each of which can be chosen and is of a type that it takes."""
+    other = sorted(str(name) for name in set(given) - set(HEAD_FIELDS))
+    if other:
+        raise ValueError(
+            f"head has {', '.join(other)}, but of a head that is to be trained only {', '.join(HEAD_FIELDS)} can be "
+            "chosen."
+        )
+    types_of = inspect.get_annotations(Eagle3Config, eval_str=True)
+    values = {name: _as_type(f"The head's {name}", value, types_of[name]) for name, value in given.items()}
+    for name in _HEAD_SIZES:
+        if values.get(name) is not None and values[name] < 1:
+            raise ValueError(f"The head's {name} is {values[name]}; it must be 1 or more.")
+    return values
+
+
+def _as_type(what: str, value: Any, wanted: Any) -> Any:
     if isinstance(value, str) and not _fits(value, wanted) and _fits(0.5, wanted):
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 1e-3 as a text
-    if value is False and name.endswith("_strategy"):
-        value = "no"  # which YAML 1.1 reads as a bool
     if not _fits(value, wanted):
-        raise ValueError(f"The recipe's {name} is {value!r}, a {type(value).__name__}; it must be {_told(wanted)}.")
+        raise ValueError(f"{what} is {value!r}, a {type(value).__name__}; it must be {_told(wanted)}.")
     return value
 
 
@@ -226,7 +256,7 @@ def _fits(value: Any, wanted: Any) -> bool:
         return isinstance(value, list) and all(_fits(item, parts[0]) for item in value if parts)
     if isinstance(wanted, type) and issubclass(wanted, Enum):
         return isinstance(value, (str, wanted))
-    kind = origin or wanted
+    kind = dict if typing.is_typeddict(wanted) else origin or wanted
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
@@ -249,4 +279,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["FILE", "HEAD_FIELDS", "Recipe", "complete", "differences", "read_recipe", "write_recipe"]
+__all__ = ["FILE", "HEAD_FIELDS", "Recipe", "complete", "differences", "read_recipe", "settled", "write_recipe"]

@@ -212,6 +212,35 @@ def test_from_a_file_of_trials_to_a_table(
     assert "weight_decay was 0.0 and is 0.1" in capsys.readouterr().err
 
 
+def test_a_run_that_names_no_dtype_is_known_again_on_another_machine(
+    scripts: Any, write: Any, material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the embedded target is then chosen by the machine, and written down."""
+    import torch
+
+    started = []
+
+    def finished(command: list[str], *_: Any) -> int:
+        given, folder = Path(command[command.index("--config") + 1]), Path(command[-1])
+        folder.mkdir(parents=True)
+        (folder / "recipe.yaml").write_text(given.read_text())
+        history = [{"eval_loss": 3.0, "eval_chain_acceptance": 2.0, "eval_acceptance_length": 2.0, "step": 1}]
+        sizes = {"steps": 1, "tokens_seen": 200, "best_step": 1, "draft_vocabulary_coverage": 1.0}
+        (folder / "training.json").write_text(json.dumps({**sizes, "history": history}))
+        started.append(yaml.safe_load(given.read_text())["dtype"])
+        return 0
+
+    monkeypatch.setattr(scripts.script, "_process", finished)
+    base = {name: value for name, value in BASE.items() if name != "dtype"} | {"data": str(material / "data")}
+    path = write({"base": {}}, base=base)
+    given = ["run", str(path), "--out", str(tmp_path / "work"), "--json", str(tmp_path / "record.json")]
+    for able in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert scripts.script.main(given) == 0
+    assert started == ["float32"]
+
+
 def test_two_do_not_work_in_one_folder(scripts: Any, write: Any, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "work").mkdir()
     with (tmp_path / "work" / ".lock").open("w") as lock:
@@ -236,6 +265,21 @@ def test_the_table_gives_each_seed_and_the_mean(scripts: Any) -> None:
     )
     assert lines[3] == "| wide | `boundaries: [3, 5]`; `packing: true` | 0 | 1,000 | 3.000 | 2.000 | 2.000 |"
     assert lines[-1].startswith("Under way")
+
+
+def test_what_is_no_yaml_is_refused(scripts: Any, write: Any, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("data: [")
+    with pytest.raises(ValueError, match=r"base\.yaml is no YAML"):
+        scripts.plan.read_plan(write({"base": {}}, base="base.yaml"), tmp_path / "work")
+    with pytest.raises(ValueError, match="whose value is no YAML"):
+        scripts.shared.given_fields(["boundaries=["])
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '{"runs": []}', '{"runs": [{"seed": 0}], "tokens": 5}'])
+def test_what_is_no_record_is_refused(scripts: Any, tmp_path: Path, text: str, capsys: Any) -> None:
+    (tmp_path / "record.json").write_text(text)
+    assert scripts.script.main(["table", str(tmp_path / "record.json")]) == 1
+    assert "is no record of trials" in capsys.readouterr().err
 
 
 def test_a_run_that_was_never_measured_tells_nothing(scripts: Any) -> None:

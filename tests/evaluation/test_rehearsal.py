@@ -58,6 +58,11 @@ def test_the_best_nodes_of_a_tree_are_the_smaller_tree() -> None:
     assert accepted_drafts(tree, TreeShape(9, 9, 2), [1]) == accepted_drafts(tree, TreeShape(9, 9, 2), []) == 0
 
 
+def test_a_shape_that_is_given_twice_counts_once(pair) -> None:
+    ids, answer = torch.tensor([[1, 7]]), [9, 5, 8, 4]
+    assert rehearse(*pair, ids, answer, [*SHAPES[:2], SHAPES[0]]) == rehearse(*pair, ids, answer, SHAPES[:2])
+
+
 def test_an_answer_of_one_token_takes_no_round(pair) -> None:
     rehearsed = rehearse(*pair, torch.tensor([[1, 7]]), [9], SHAPES[:2])
     assert rehearsed == {SHAPES[0]: [], SHAPES[1]: []}

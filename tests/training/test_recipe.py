@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_eagle3.training.recipe import FILE, Recipe, complete, differences, read_recipe, write_recipe
+from hf_eagle3.training.recipe import FILE, Recipe, complete, differences, read_recipe, settled, write_recipe
 
 GIVEN = st.fixed_dictionaries(
     {"data": st.text("abc/", min_size=1)},
@@ -81,6 +82,11 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ({"init": "head", "head": {"num_hidden_layers": 2}}, "boundaries and head, or init"),
         ({"head": {"vocab_size": 5, "num_hidden_layers": 2}}, "head has vocab_size, but"),
         ({"head": 2}, "head is 2, a int; it must be dict"),
+        ({"head": {"num_hidden_layers": "two"}}, "The head's num_hidden_layers is 'two', a str; it must be int"),
+        ({"head": {"qk_norm": 1}}, "The head's qk_norm is 1, a int; it must be bool"),
+        ({"head": {"rope_parameters": 3}}, "The head's rope_parameters is 3, a int"),
+        ({"head": {"num_hidden_layers": 0}}, "num_hidden_layers is 0; it must be 1 or more"),
+        ({"head": {"head_dim": -8}}, "head_dim is -8; it must be 1 or more"),
         ({"init": "head", "lora_rank": 0}, "a rank of at least 1"),
         ({"data": None}, "data is None"),
     ],
@@ -88,6 +94,32 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
 def test_what_is_wrong_is_told(values: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         read_recipe(None, {"data": "data", **values})
+
+
+def test_a_heads_fields_are_read_as_the_others(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "data: d\nhead: {rms_norm_eps: 1e-5, head_dim: null, rope_parameters: {rope_type: default, rope_theta: 5.0}}\n"
+    )
+    head = read_recipe(tmp_path / "r.yaml", {}).head
+    rope = {"rope_type": "default", "rope_theta": 5.0}
+    assert head == {"rms_norm_eps": 1e-5, "head_dim": None, "rope_parameters": rope}
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_run_goes_on_in_its_dtype_on_another_machine(
+    able: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded target's, which is chosen by the machine that begins; other targets come in their own."""
+    first, second = ("bfloat16", "float32") if able else ("float32", "bfloat16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    begun = settled(Recipe("data"), "cpu", tmp_path)
+    assert begun.dtype == first
+    write_recipe(complete(begun, begun.training_arguments(tmp_path)), tmp_path)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not able})
+    assert settled(Recipe("data"), "cpu", tmp_path) == begun
+    assert settled(Recipe("data"), "cpu", tmp_path / "other").dtype == second
+    assert settled(Recipe("data", dtype="auto"), "cpu", tmp_path).dtype == "auto"
+    assert settled(Recipe("data", target="some/target"), "cpu", tmp_path).dtype is None
 
 
 @pytest.mark.parametrize(("text", "told"), [("- a\n", "holds a list"), ("a: [", "is no YAML"), ("", "No data")])

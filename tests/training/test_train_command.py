@@ -24,8 +24,7 @@ from typer.testing import CliRunner
 
 from hf_eagle3.data.store import load_dataset
 from hf_eagle3.modeling_eagle3 import Eagle3DraftModel
-from hf_eagle3.training.command import _settled, train
-from hf_eagle3.training.recipe import Recipe
+from hf_eagle3.training.command import train
 from hf_eagle3.training.trainer import Eagle3Trainer
 
 Run = Callable[..., Result]
@@ -129,15 +128,6 @@ def test_cut_into_sittings_it_is_the_same_head(run: Run, tmp_path: Path) -> None
     assert same_files(tmp_path / "whole", tmp_path / "parts", "model.safetensors", "training.json", "recipe.yaml")
     sittings = json.loads((tmp_path / "parts" / "timing.json").read_text())["sittings"]
     assert [(sitting["from_step"], sitting["to_step"]) for sitting in sittings] == [(i, i + 1) for i in range(6)]
-
-
-def test_the_embedded_targets_dtype_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a run goes on in it on another machine; other targets come in their own."""
-    for able, dtype in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
-        assert _settled(Recipe("data"), "cpu").dtype == dtype
-        assert _settled(Recipe("data", dtype="auto"), "cpu").dtype == "auto"
-        assert _settled(Recipe("data", target="some/target"), "cpu").dtype is None
 
 
 def test_a_finished_run_is_left_as_it_is(run: Run, tmp_path: Path) -> None:
