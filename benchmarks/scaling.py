@@ -48,13 +48,15 @@ def run(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     if steps < 1:
         raise ValueError("All heads are trained for equal steps: give --steps, or max_steps in the recipe.")
     fields |= length_fields(steps, given.evaluations or (2 if given.dry_run else 4))
+    if target is None:
+        dtype = None if base.dtype is None else Precision(base.dtype)
+        target = load_pair(base.target, None, dtype, given.device, drafting=False)[0]
+        if base.target is None:  # its dtype goes by the machine: written down, it is not changed half-way by another
+            fields["dtype"] = str(target.dtype).removeprefix("torch.")
     asked = plan(given.shares, given.seeds, given.recipe, fields, given_fields(given.eagle1))
     rows = load_dataset(base.data)
     chosen_on = base.training_arguments(given.out).eval_prompts
     held_out = HeldOut(rows, chosen_on, given.prompts, given.new_tokens)
-    if target is None:
-        dtype = None if base.dtype is None else Precision(base.dtype)
-        target = load_pair(base.target, None, dtype, given.device, drafting=False)[0]
     record = _record(given, target, asked, held_out)
     for number, one in enumerate(asked, start=1):
         console.print(f"head {number} of {len(asked)}: {one.objective}, share {one.share:g}, seed {one.seed}")

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 _SLOT = re.compile(r"\{(a )?([A-Za-z_]+)(\d?)\}|\{(\d+)-(\d+)\}")
-_VOWEL = re.compile(r"(?!uni|use|eu|one)[aeiou]|hon|hour", re.IGNORECASE)  # begins with the sound of one
+_VOWEL = re.compile(r"(?!uni|uti|use|eu|one)[aeiou]|hono|hones|hour", re.IGNORECASE)  # begins with the sound of one
 _DEPTH = 8  # of slots within slots
 _REDRAWS = 50  # for a word that is not yet in the text
 
