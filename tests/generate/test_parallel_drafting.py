@@ -180,7 +180,7 @@ def test_a_head_that_overflows_still_gives_a_tree() -> None:
 def test_greedy_tokens_are_the_targets(target: PreTrainedModel, taught: Eagle3DraftModel) -> None:
     """On the text known by heart most levels are right; on others hardly any."""
     known = compare(target, taught, {"max_new_tokens": NEW}, least=2.5, input_ids=prompt())
-    assert max(known.drafted.acceptance_lengths[0]) > DEPTH - 1
+    assert max(known.drafted.acceptance_lengths[0]) >= DEPTH - 1
     for seed in (1, 2):
         ids = prompt(7 + seed, seed=seed)
         plain = target.generate(ids, max_new_tokens=NEW)

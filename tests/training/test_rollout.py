@@ -184,7 +184,7 @@ def test_fast_rollout_equals_the_dense_one(
 
     for fast, plain in zip(gradients(True), gradients(False), strict=True):
         for one, other in zip(fast, plain, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-5)
 
 
 def test_packed_equals_unpacked(any_head: Eagle3DraftModel, sequence: tuple[torch.Tensor, torch.Tensor]) -> None:
