@@ -79,14 +79,15 @@ def check_pair(target: PreTrainedModel, head: PreTrainedModel) -> None:
             f"{text.hidden_size} wide; use the target this head was trained for."
         )
     meet(target, config.boundaries_for(text.num_hidden_layers))
-    if not multiplies_natively(target.dtype, _place(target, head)):
+    place = _place(target, head)
+    if place.type == "cpu" and not multiplies_natively(target.dtype, place):
         _warn_of_emulation(target.dtype)
 
 
 @functools.cache  # once
 def _warn_of_emulation(dtype: torch.dtype) -> None:
     logger.warning(
-        "The target is in %s, in which this machine does not multiply by itself: a forward over a draft tree costs "
+        "The target is in %s, in which this CPU does not multiply by itself: a forward over a draft tree costs "
         "many plain steps, and float32 is faster on this machine; load target and head with `dtype=torch.float32`.",
         str(dtype).removeprefix("torch."),
     )

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.benchmark_scripts import scripts_of
 from helpers.tiny_training import own_rows, tiny_target
 from transformers import AutoModel
 
 from hf_eagle3.data.store import load_dataset
 from hf_eagle3.training.share import nested_share
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
 def scripts() -> Any:
-    """The script and its modules, imported as they are when it is started."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        names = ("scaling", "scaling_runs", "scaling_figure", "training_runs")
-        script, runs, figure, shared = (importlib.import_module(name) for name in names)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return SimpleNamespace(script=script, runs=runs, figure=figure, shared=shared)
+    return scripts_of(script="scaling", runs="scaling_runs", figure="scaling_figure", shared="training_runs")
 
 
 def dry_run(work: Path, *more: str) -> list[str]:

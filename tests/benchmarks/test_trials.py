@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import importlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from helpers.benchmark_scripts import scripts_of
 from helpers.tiny_training import own_rows, tiny_target
 from transformers import AutoTokenizer
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 BASE = {
     "dtype": "float32", "bf16": False, "max_batch_tokens": 64, "draft_vocab_size": 40, "eval_prompts": 2,
     "eval_new_tokens": 8, "disable_tqdm": True, "ttt_stages": "1:2",
@@ -25,13 +23,7 @@ BASE = {
 
 @pytest.fixture(scope="module")
 def scripts() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        names = ("trials", "trials_plan", "trials_table", "training_runs")
-        script, plan, table, shared = (importlib.import_module(name) for name in names)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return SimpleNamespace(script=script, plan=plan, table=table, shared=shared)
+    return scripts_of(script="trials", plan="trials_plan", table="trials_table", shared="training_runs")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def test_entries_stand_beside_what_was_predicted(monkeypatch: pytest.MonkeyPatch
 
 def test_tables_show_what_was_measured() -> None:
     """Uncut in eighty columns."""
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     rows = [Entry((9, 3, 4), 2.1, 1.4, 1.3, 1.2, 1.6, 1.77), Entry((59, 8, 10), 2.9, 0.9, 0.8, 0.7, 1.0)]
     console.print(report.sweep_table(rows))
     console.print(report.sweep_table(rows[1:]))

@@ -99,3 +99,18 @@ def test_a_dtype_that_the_cpu_has_is_not_warned_of(
     with caplog.at_level(logging.WARNING, logger="hf_eagle3"):
         answer(pair)
     assert not caplog.records
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_what_is_true_of_cpus_is_not_told_of_gpus(
+    monkeypatch: pytest.MonkeyPatch, pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One without bfloat16 has float16, and whether float32 is faster there was not measured."""
+    monkeypatch.setattr(pairing, "_place", lambda target, head: torch.device("cuda"))
+    monkeypatch.setattr(pairing, "multiplies_natively", lambda dtype, device: False)
+    with caplog.at_level(logging.WARNING, logger="hf_eagle3"):
+        pairing.check_pair(*pair)
+        assert not caplog.records
+        monkeypatch.setattr(pairing, "_place", lambda target, head: torch.device("cpu"))
+        pairing.check_pair(*pair)
+    assert len(caplog.records) == 1
