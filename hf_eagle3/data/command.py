@@ -53,6 +53,9 @@ def write(
     greedy_share: Annotated[float, typer.Option(min=0, max=1, help="Of conversations answered greedily.")] = 0.5,
     temperature: Annotated[float, typer.Option(help="Of the others, above 0.")] = 0.7,
     two_turn_share: Annotated[float, typer.Option(min=0, max=1, help="Of self-prompted conversations.")] = 0.15,
+    max_passage: Annotated[
+        int, typer.Option(min=1, help="Longest text that a self-prompted user turn is about, in tokens.")
+    ] = 1000,
     slots: Annotated[int, typer.Option(min=1, help="Conversations at once; --server: requests.")] = 48,
     near_duplicates: Annotated[
         float, typer.Option(min=0, max=1, help="Prompts as similar as this are dropped; 0 or 1: only equal ones.")
@@ -96,6 +99,7 @@ def write(
     plan = _plan(
         given is not None, answer_tokens=answer_tokens, max_answer=max_answer, max_length=max_length,
         temperature=temperature, greedy_share=greedy_share, two_turn_share=two_turn_share, seed=seed,
+        max_passage=max_passage,
     )  # fmt: skip
     foreign = _FOREIGN if max_foreign is None and given is None else max_foreign
     rules = FilterRules(near_duplicates=near_duplicates, personal=not keep_personal_data, max_foreign=foreign)

@@ -16,7 +16,10 @@ from ..configuration_eagle3 import LAST_HIDDEN_STATE
 from ..states import capturing
 
 Row = tuple[Sequence[int], Sequence[bool]]  # token ids and loss mask of one conversation
-_ROWS_AT_ONCE = 512  # of full logits: 100 MB for a vocabulary of 50,000 in float32
+# Padded tokens of a forward, and rows of full logits (512 are 100 MB for a vocabulary of 50,000 in float32): on a CPU more
+# at once gain nothing, elsewhere fewer leave the device waiting for Python.
+_TOKENS_ON_CPU, _TOKENS = 4096, 16384
+_ROWS_ON_CPU, _ROWS = 512, 4096
 
 
 @dataclass
@@ -120,15 +123,18 @@ class TargetStates:
     Args:
         model: a decoder-only causal LM, quantised ones and those with an adapter included.
         boundaries: the captured boundaries, ascending, or `[LAST_HIDDEN_STATE]` alone.
-        batch_tokens: how many padded tokens go through the target at once.
+        batch_tokens: how many padded tokens go through the target at once; by the device, if not given.
 
     Raises:
         ValueError: if no [`LogitRule`] describes the target.
     """
 
-    def __init__(self, model: Any, boundaries: list[int], batch_tokens: int = 4096) -> None:
+    def __init__(self, model: Any, boundaries: list[int], batch_tokens: int | None = None) -> None:
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.boundaries, self.batch_tokens = list(boundaries), batch_tokens
+        on_cpu = self.model.device.type == "cpu"
+        self.boundaries = list(boundaries)
+        self.batch_tokens = batch_tokens or (_TOKENS_ON_CPU if on_cpu else _TOKENS)
+        self._rows_at_once = _ROWS_ON_CPU if on_cpu else _ROWS
         self.logit_rule = logit_rule(self.model)
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
@@ -160,12 +166,15 @@ class TargetStates:
             out = self.model.base_model(input_ids=padded, attention_mask=mask, use_cache=False, **capture.asked)
         *read, hidden = capture.states(out.hidden_states)
         features = torch.cat(read, dim=-1) if read else None
+        answered = [torch.as_tensor(mask, dtype=torch.bool) for _, mask in rows]
+        answers = nn.utils.rnn.pad_sequence(answered, batch_first=True).to(device)
+        best = self._best(hidden, predicting(answers))
         examples = []
-        for number, (own, (_, answered)) in enumerate(zip(ids, rows, strict=True)):
-            answers = torch.as_tensor(answered, dtype=torch.bool).to(device)
-            states = hidden[number, : len(own)]
-            fused = states if features is None else features[number, : len(own)]
-            examples.append(Example(own.to(device), answers, fused, states, self._best(states, predicting(answers))))
+        for number, length in enumerate(map(len, ids)):
+            states = hidden[number, :length]
+            fused = states if features is None else features[number, :length]
+            row = padded[number, :length], answers[number, :length]
+            examples.append(Example(*row, fused, states, best[number, :length]))
         return examples
 
     def _best(self, hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -176,7 +185,7 @@ class TargetStates:
 
     def full_logits(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
         """Logits over the whole vocabulary of `hidden [positions, hidden]`, in pieces that fit in memory."""
-        for chunk in hidden.split(_ROWS_AT_ONCE) if len(hidden) else ():
+        for chunk in hidden.split(self._rows_at_once) if len(hidden) else ():
             yield self.logit_rule.logits(chunk)
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ class Plan:
     custom_system_share: float = 0.15
     prompt_temperatures: tuple[float, ...] = (0.8, 1.0, 1.2)
     prompt_top_p: float = 0.95
-    max_passage: int = 450
+    max_passage: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:

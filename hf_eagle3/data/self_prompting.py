@@ -28,6 +28,7 @@ _FEWEST, _ROOM = 32, 64  # tokens that a user turn can take at least, without an
 _PASSAGES = 32  # from so many on, user turns are made of them
 _SHORTEST_ANSWER, _SHORTEST_PASSAGE = 48, 150  # tokens of an answer that is kept, and of what is built of them
 _LOOKED_AT = 8  # answers, from which the one of the wanted length is taken
+_NEARLY = 0.8  # of the wanted length, from which on no further answer is joined
 _LONGEST, _CHARACTERS = 500, 8  # characters of a sampled turn; of each token of a passage
 _SAMPLED = "sampled user turns"
 _NO_PROSE = ("/code", "/data", "/extraction", "/maths", "/reasoning", "/translation")
@@ -188,21 +189,27 @@ class SelfPrompter:
         return max(_LONGEST, _CHARACTERS * self.plan.max_passage if kind.uses_passage else 0)
 
     def _with_passage(self, text: str, rng: Random) -> str:
-        """`text` with an earlier answer in its place for one; several of one kind where a single one is short."""
+        """`text` with an earlier answer in its place for one; several of one kind where more is wanted than one has."""
         before, place, after = text.partition("{passage}")
         if not place:
             return text
-        longest = self.plan.max_passage
+        longest = self._longest_passage()
         wanted = rng.randint(min(_SHORTEST_PASSAGE, longest), longest)
+        enough = max(_SHORTEST_PASSAGE, _NEARLY * wanted)
         looked_at = rng.sample(list(self.passages), min(_LOOKED_AT, len(self.passages)))
         taken = [min(looked_at, key=lambda passage: abs(passage.tokens - wanted))]
         for passage in rng.sample(list(self.passages), len(self.passages)):
             tokens = sum(part.tokens + 1 for part in taken)
-            if tokens >= _SHORTEST_PASSAGE:
+            if tokens >= enough:
                 break
             if passage.source == taken[0].source and passage not in taken and tokens + passage.tokens <= longest:
                 taken.append(passage)
         return before + "\n\n".join(part.text for part in taken) + after
+
+    def _longest_passage(self) -> int:
+        """Tokens of a passage that leave room for what asks about it, and for its answer."""
+        plan = self.plan
+        return max(_SHORTEST_ANSWER, min(plan.max_passage, plan.max_length - plan.max_answer - 2 * _ROOM))
 
     def _closes(self, opening: Sequence[int], ids: list[int]) -> bool:
         """Whether the docstring that an opening leaves open ends in `ids`."""

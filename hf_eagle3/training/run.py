@@ -98,7 +98,7 @@ class Material:
 
     def _source(self, split: str) -> Any:
         if self.recipe.features == "online":
-            return self.rows[split]
+            return self.rows[split].select_columns(["input_ids", "loss_mask"])  # texts take longer to read than ids
         return FeatureStore(self.folder / split, self.states.boundaries, verify=False)  # that has just been done
 
     @property
