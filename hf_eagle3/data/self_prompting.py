@@ -189,7 +189,7 @@ class SelfPrompter:
         return max(_LONGEST, _CHARACTERS * self.plan.max_passage if kind.uses_passage else 0)
 
     def _with_passage(self, text: str, rng: Random) -> str:
-        """`text` with an earlier answer in its place for one; several of one kind where more is wanted than one has."""
+        """`text` with an earlier answer in its place for one; several of one kind where a longer text is wanted."""
         before, place, after = text.partition("{passage}")
         if not place:
             return text
