@@ -48,7 +48,8 @@ class Outcome:
     Args:
         step, of: updates made and asked for; equal when the head is finished and saved.
         coverage: the share of the target's probability on held-out answers that the draft vocabulary holds.
-        acceptance_length: the best one measured so far on held-out prompts, bonus included; None before the first.
+        acceptance_length: the best one measured so far on held-out prompts, bonus included; None before the first,
+            and where the best checkpoint is chosen by another measure.
     """
 
     step: int
@@ -171,7 +172,9 @@ def train_head(
     )  # fmt: skip
     first = checkpoints.step_of(resumed) if resumed else 0
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    outcome = Outcome(trainer.state.global_step, trainer.state.max_steps, kept, trainer.state.best_metric)
+    # Where checkpoints are chosen by something else, such as the loss, that is no acceptance length.
+    best = trainer.state.best_metric if args.metric_for_best_model == "acceptance_length" else None
+    outcome = Outcome(trainer.state.global_step, trainer.state.max_steps, kept, best)
     if args.should_save:
         _note_time(folder, first, outcome.step, time.monotonic() - began)
         if outcome.finished:

@@ -91,6 +91,14 @@ def test_from_data_to_a_head(run: Run, target: LlamaForCausalLM, tmp_path: Path)
     target.generate(torch.tensor([[3, 4, 5]]), assistant_model=head.float(), max_new_tokens=8)
 
 
+def test_a_loss_is_no_acceptance_length(run: Run, tmp_path: Path) -> None:
+    told = run("out", eval_prompts=0, metric_for_best_model="loss", greater_is_better=False).output
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["acceptance_length"] is None
+    assert record["best_step"] in (3, 6)
+    assert "acceptance length" not in told
+
+
 @pytest.mark.parametrize(
     "norms", [{"fc_norm": True}, {"norm_before_fc": True, "norm_output": True}, {"qk_norm": True}]
 )
