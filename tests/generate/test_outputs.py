@@ -202,6 +202,8 @@ def test_where_the_knobs_come_from(target, place: str) -> None:
 
 def test_the_call_wins_over_the_head(target, head) -> None:
     target.generate(prompt(), max_new_tokens=4, assistant_model=head, tree_depth=3)
-    assert vars(head.records[-1].shape) == {"num_assistant_tokens": 14, "tree_depth": 3, "tree_top_k": 4}
+    assert vars(head.records[-1].shape) == {
+        "num_assistant_tokens": 14, "tree_depth": 3, "tree_top_k": 4, "assistant_confidence_threshold": 0.0,
+    }  # fmt: skip
     assert head.generation_config.tree_depth == 5, "a call changes nothing on the head"
     assert not hasattr(target.generation_config, "tree_depth")
