@@ -72,7 +72,7 @@ def positions_table(rows: Sequence[Speed]) -> Table:
     return table
 
 
-_SIZES = ("draft\nnodes", "depth", "top-k", "ended\nbelow")
+_SIZES = ("draft\nnodes", "depth", "top-k")
 
 
 def sweep_table(entries: Sequence[Entry]) -> Table:
@@ -93,7 +93,9 @@ def sweep_table(entries: Sequence[Entry]) -> Table:
 
 
 def _sizes(shape: Sequence[float]) -> list[str]:
-    return [*map(str, shape[:3]), "".join(f"{threshold:g}" for threshold in shape[3:])]
+    """Nodes, depth and top-k; with the last the threshold below which levels end, where there is one."""
+    nodes, depth, top_k, *threshold = shape
+    return [str(nodes), str(depth), str(top_k) + "".join(f" <{value:g}" for value in threshold)]
 
 
 def candidates_table(candidates: Sequence[Candidate]) -> Table:

@@ -197,11 +197,11 @@ def _shape(text: str) -> Shape:
     sizes = text.split(",")
     try:
         nodes, depth, top_k = (int(part) for part in sizes[:3])
-        threshold = [float(part) for part in sizes[3:]]
-        TreeShape(nodes, depth, top_k, *threshold)  # refuses what is no tree
-    except (ValueError, TypeError) as error:
+        (threshold,) = [float(part) for part in sizes[3:]] or [0.0]
+    except ValueError as error:
         raise ValueError(
-            f"--shape {text} was given; three whole numbers from 1 are needed, and perhaps a threshold from 0 to 1, "
-            "as in --shape 16,5,6 or --shape 12,6,6,0.4."
+            f"--shape {text} was given; three whole numbers are needed, and perhaps a threshold, as in --shape 16,5,6 "
+            "or --shape 12,6,6,0.4."
         ) from error
-    return (nodes, depth, top_k, *threshold) if any(threshold) else (nodes, depth, top_k)  # type: ignore[return-value]
+    TreeShape(nodes, depth, top_k, threshold)  # refuses what is no tree
+    return (nodes, depth, top_k, threshold) if threshold else (nodes, depth, top_k)

@@ -182,7 +182,7 @@ def test_only_the_context_clamps_a_tree() -> None:
 @pytest.mark.parametrize("place", ["call", "head", "generation config"])
 def test_where_the_knobs_come_from(target, place: str) -> None:
     head = oracle(target)
-    knobs = {"num_assistant_tokens": 5, "tree_depth": 2, "tree_top_k": 3}
+    knobs = {"num_assistant_tokens": 5, "tree_depth": 2, "tree_top_k": 3, "assistant_confidence_threshold": 0.1}
     call: dict = {}
     if place == "call":
         call = dict(knobs)
