@@ -96,6 +96,7 @@ def drafting_with(
     num_assistant_tokens: int | None = None,
     tree_depth: int | None = None,
     tree_top_k: int | None = None,
+    assistant_confidence_threshold: float | None = None,
     draft_tree: str | Sequence[Sequence[int]] | None = None,
 ) -> Callable[..., Any]:
     """The other door: a callable for `model.generate(..., custom_generate=drafting_with(head))`.
@@ -107,7 +108,7 @@ def drafting_with(
         head: the draft head, or a `PeftModel` of one.
         streamer: receives the prompt and each token, as `generate(streamer=)` would.
         on_round: called after each verification with the tree and its accepted nodes, root first.
-        num_assistant_tokens, tree_depth, tree_top_k: see [`TreeShape`].
+        num_assistant_tokens, tree_depth, tree_top_k, assistant_confidence_threshold: see [`TreeShape`].
         draft_tree: a static tree instead, by name (`"mc_sim_7b_63"`) or by its paths; see [`StaticTree`].
 
     Raises:
@@ -120,6 +121,7 @@ def drafting_with(
         )
     given: dict[str, Any] = {"num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth}
     given |= {"tree_top_k": tree_top_k, "draft_tree": draft_tree}
+    given["assistant_confidence_threshold"] = assistant_confidence_threshold
 
     def decode(
         model: PreTrainedModel,

@@ -23,7 +23,7 @@ from .publishing import Published
 logger = logging.getLogger(__name__)
 
 # The draft tree, on `head.generation_config`; None leaves its size to the device (see `default_trees`).
-TREE_KNOBS = ("num_assistant_tokens", "tree_depth", "tree_top_k", "draft_tree")
+TREE_KNOBS = ("num_assistant_tokens", "tree_depth", "tree_top_k", "assistant_confidence_threshold", "draft_tree")
 
 
 class DraftHead(Published, PreTrainedModel):

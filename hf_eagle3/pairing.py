@@ -32,8 +32,10 @@ DRAFTERS: dict[type, Callable[..., TreeDrafter]] = {
     Eagle3DraftModel: eagle3_drafter,
     EagleDraftModel: EagleCandidateGenerator,
 }
-# The words for a dynamic tree's size; the other knob, `draft_tree`, names a static tree instead.
+# The words for a dynamic tree's size, and for when it ends early; the other knob, `draft_tree`, names a static tree
+# instead.
 SIZES = ("num_assistant_tokens", "tree_depth", "tree_top_k")
+THRESHOLD = "assistant_confidence_threshold"
 
 
 def as_head(assistant: Any) -> Any:
@@ -99,13 +101,14 @@ def tree_shape(
     """The tree of a call: what `generate` was given, else `head.generation_config`, else what the target computes on.
 
     Takes the knobs out of `given`. Of sizes and `draft_tree` those count that were set nearer to the call; where both
-    were, on a config, `draft_tree`.
+    were, on a config, `draft_tree`. The threshold of the device's default tree goes with its sizes: where somebody set
+    a size and no threshold, all levels are drafted.
 
     Raises:
         ValueError: if a call was given both, or a static tree that does not exist.
     """
-    keywords = {name: given.pop(name, None) for name in (*SIZES, "draft_tree")}
-    sizes = [name for name in SIZES if keywords[name] is not None]
+    keywords = {name: given.pop(name, None) for name in (*SIZES, THRESHOLD, "draft_tree")}
+    sizes = [name for name in (*SIZES, THRESHOLD) if keywords[name] is not None]
     if sizes and keywords["draft_tree"] is not None:
         raise ValueError(f"Got `draft_tree` and {', '.join(sizes)}, but a static tree has its size; give one of them.")
     places = [keywords, _set(generation_config), _set(head.generation_config)]
@@ -114,8 +117,13 @@ def tree_shape(
             return static_tree(place["draft_tree"])
         if any(place.get(name) is not None for name in SIZES):
             break
-    places.append(vars(default_tree(_place(target, head), target.dtype)))
-    return TreeShape(**{name: next(p[name] for p in places if p.get(name) is not None) for name in SIZES})
+    default = vars(default_tree(_place(target, head), target.dtype))
+    if any(place.get(name) is not None for place in places for name in SIZES):
+        default = {**default, THRESHOLD: 0.0}
+    places.append(default)
+    return TreeShape(
+        **{name: next(p[name] for p in places if p.get(name) is not None) for name in (*SIZES, THRESHOLD)}
+    )
 
 
 def _place(target: PreTrainedModel, head: PreTrainedModel) -> torch.device:

@@ -19,20 +19,30 @@ class TreeShape:
         num_assistant_tokens: draft nodes kept, root not counted (EAGLE's `total_token - 1`).
         tree_depth: drafted levels (EAGLE's `depth + 1`).
         tree_top_k: children scored per node, and nodes expanded per level.
+        assistant_confidence_threshold: a further level is drafted only while the nodes to be expanded hold at least so
+            much of the draft's probability together: about how often an accepted path goes on there. 0 drafts all of
+            `tree_depth`, and so does a head that drafts all levels at once.
 
     Raises:
-        ValueError: if one is no positive whole number.
+        ValueError: if a size is no positive whole number, or the threshold does not lie between 0 and 1.
     """
 
     num_assistant_tokens: int
     tree_depth: int
     tree_top_k: int
+    assistant_confidence_threshold: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("num_assistant_tokens", "tree_depth", "tree_top_k"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}, but a draft tree needs a whole number of at least 1.")
+        threshold = self.assistant_confidence_threshold
+        if not isinstance(threshold, (int, float)) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
+            raise ValueError(
+                f"`assistant_confidence_threshold` is {threshold!r}, but it is a probability: give a number from 0, "
+                "which drafts all levels, to 1."
+            )
 
 
 @dataclass(frozen=True)

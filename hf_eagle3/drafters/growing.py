@@ -62,6 +62,8 @@ Expand = Callable[[Level], Children]
 def grow_dynamic(root: torch.Tensor, first: Children, shape: TreeShape, depth: int, expand: Expand) -> DraftTree:
     """Expand the likeliest nodes of each level, then keep the best of all that were scored (official `topK_genrate`).
 
+    Where `shape` has a threshold, levels end early (transformers' dynamic speculation, arXiv 2405.04304, for trees).
+
     Args:
         root: int64 `[batch]`, the tokens at the roots.
         first: the roots' children, one node a row.
@@ -76,6 +78,8 @@ def grow_dynamic(root: torch.Tensor, first: Children, shape: TreeShape, depth: i
     level = Level(tokens, first.hidden.expand(-1, width, -1), itself, [width])
     rows = torch.arange(len(root), device=device)[:, None]
     for _ in range(depth - 1):
+        if not _worth_a_level(scores, shape.assistant_confidence_threshold):
+            break
         children = expand(level)
         tokens, cumulative = children.tokens.flatten(1), (children.scores + scores[..., None]).flatten(1)
         created = sum(entry[0].shape[1] for entry in pool)
@@ -89,6 +93,12 @@ def grow_dynamic(root: torch.Tensor, first: Children, shape: TreeShape, depth: i
             widths=[*level.widths, width],
         )
     return _best_nodes(root, pool, shape.num_assistant_tokens)
+
+
+def _worth_a_level(scores: torch.Tensor, threshold: float) -> bool:
+    """Whether nodes of these cumulative scores, `[batch, nodes]`, hold enough probability in any row; the device is
+    only waited for where there is a threshold."""
+    return threshold <= 0 or bool((scores.exp().sum(-1) >= threshold).any())
 
 
 def _best_nodes(root: torch.Tensor, pool: Pool, number: int) -> DraftTree:

@@ -41,6 +41,15 @@ Seed = Annotated[int, typer.Option(help="For sampling.")]
 Nodes = Annotated[int | None, typer.Option("--num-assistant-tokens", min=1, help="Draft nodes, root not counted.")]
 Depth = Annotated[int | None, typer.Option("--tree-depth", min=1, help="Drafted levels.")]
 TopK = Annotated[int | None, typer.Option("--tree-top-k", min=1, help="Children of a node, nodes of a level.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--assistant-confidence-threshold",
+        min=0.0,
+        max=1.0,
+        help="End the tree where the nodes of a level hold less of the draft's probability than this.",
+    ),
+]
 
 
 def generate(
@@ -57,6 +66,7 @@ def generate(
     num_assistant_tokens: Nodes = None,
     tree_depth: Depth = None,
     tree_top_k: TopK = None,
+    assistant_confidence_threshold: Threshold = None,
 ) -> None:
     """Answers questions with a draft head and says what it took.
 
@@ -71,7 +81,8 @@ def generate(
     if plain and compare:
         raise ValueError("--plain and --compare were both given: --compare sets plain generate beside the head's run.")
     console = Console()
-    settings = Settings(max_new_tokens, temperature, seed, _tree(num_assistant_tokens, tree_depth, tree_top_k))
+    knobs = _tree(num_assistant_tokens, tree_depth, tree_top_k, assistant_confidence_threshold)
+    settings = Settings(max_new_tokens, temperature, seed, knobs)
     pair = load_pair(target, head, dtype, device, drafting=not plain)
     speaker = Speaker(*pair, settings, console)
     answers: list[Answer] = [speaker.answer(question, compare) for question in questions]
@@ -113,6 +124,7 @@ def evaluate(
     num_assistant_tokens: Nodes = None,
     tree_depth: Depth = None,
     tree_top_k: TopK = None,
+    assistant_confidence_threshold: Threshold = None,
 ) -> None:
     """Measures acceptance length and the wall-clock ratio to plain generate, file by file; or checks the tokens.
 
@@ -138,7 +150,7 @@ def evaluate(
     if json is not None:
         check_writable(json)
     length = max_new_tokens or (64 if lossless else 128)
-    knobs = _tree(num_assistant_tokens, tree_depth, tree_top_k)
+    knobs = _tree(num_assistant_tokens, tree_depth, tree_top_k, assistant_confidence_threshold)
     # All of them before anything is measured: a wrong one is told at once.
     settings = [Settings(length, each, seed, knobs, WHOLE_DISTRIBUTION) for each in temperatures]
     asked = gather_questions(questions, files, limit if limit or lossless else 10, questions_split, questions_column)
@@ -182,12 +194,13 @@ def draw(
     num_assistant_tokens: Nodes = None,
     tree_depth: Depth = None,
     tree_top_k: TopK = None,
+    assistant_confidence_threshold: Threshold = None,
 ) -> None:
     """Draws one draft tree of a real answer, with the path that the target accepted, as an SVG picture."""
     from . import picture
 
     model, tokenizer, drafting = load_pair(target, head, dtype, device, drafting=True)
-    knobs = _tree(num_assistant_tokens, tree_depth, tree_top_k)
+    knobs = _tree(num_assistant_tokens, tree_depth, tree_top_k, assistant_confidence_threshold)
     rounds = picture.observe(model, tokenizer, drafting, question, max_new_tokens, knobs)
     if round is not None and round > len(rounds):
         raise ValueError(f"--round {round} was given, but the answer took {len(rounds)} verifications; give fewer.")
@@ -248,7 +261,8 @@ def _place(device: str | None) -> str:
     return device
 
 
-def _tree(num_assistant_tokens: int | None, tree_depth: int | None, tree_top_k: int | None) -> dict[str, int]:
+def _tree(nodes: int | None, depth: int | None, top_k: int | None, threshold: float | None) -> dict[str, float]:
     """The knobs that were given; the head's own hold for the others."""
-    knobs = {"num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth, "tree_top_k": tree_top_k}
+    knobs = {"num_assistant_tokens": nodes, "tree_depth": depth, "tree_top_k": top_k}
+    knobs = {**knobs, "assistant_confidence_threshold": threshold}
     return {name: value for name, value in knobs.items() if value is not None}

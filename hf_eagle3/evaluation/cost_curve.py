@@ -25,6 +25,7 @@ from ..pairing import as_head, check_pair, drafter_for
 from ..states import capturing
 from ..tree import DraftTree, TreeShape
 from ..verification import verify
+from .rehearsal import Round
 from .speed import quartiles
 from .timing import finish_device_work
 
@@ -62,20 +63,35 @@ class CostCurve:
     first: list[Point]
     level: list[Point]
 
-    def round_cost(self, shape: TreeShape) -> float | None:
-        """Of drafting and verifying one tree; None for a size beyond those that were measured."""
-        top_k, depth = shape.tree_top_k, shape.tree_depth
-        scored = top_k + (depth - 1) * top_k**2
-        verified = at_size(self.verification, min(shape.num_assistant_tokens, scored) + 1)
+    def cost(self, nodes: int, levels: int, top_k: int) -> float | None:
+        """Of drafting so many levels and verifying so many nodes, root included; None beyond what was measured."""
+        verified = at_size(self.verification, nodes)
         first, level = at_size(self.first, top_k), at_size(self.level, top_k)
         if verified is None or first is None or level is None:
             return None
-        return verified + first + (depth - 1) * level
+        return verified + first + (levels - 1) * level
+
+    def round_cost(self, shape: TreeShape) -> float | None:
+        """Of drafting and verifying one tree; None for a size beyond those that were measured, and for a tree whose
+        levels end early: its size is another in every round."""
+        if shape.assistant_confidence_threshold:
+            return None
+        top_k, depth = shape.tree_top_k, shape.tree_depth
+        scored = top_k + (depth - 1) * top_k**2
+        return self.cost(min(shape.num_assistant_tokens, scored) + 1, depth, top_k)
 
     def predicted_ratio(self, shape: TreeShape, acceptance_length: float) -> float | None:
         """Tokens a second over plain decoding's, for a tree of this acceptance length (bonus included)."""
         cost = self.round_cost(shape)
         return None if cost is None else acceptance_length / cost
+
+    def ratio_of(self, rounds: Sequence[Round], top_k: int) -> float | None:
+        """The same for rounds of known sizes; None if there are none, or one is beyond what was measured."""
+        costs = [self.cost(one.nodes, one.levels, top_k) for one in rounds]
+        known = [cost for cost in costs if cost is not None]
+        if not known or len(known) < len(costs):
+            return None
+        return sum(one.length for one in rounds) / sum(known)
 
 
 def at_size(points: Sequence[Point], size: int) -> float | None:

@@ -72,30 +72,39 @@ def positions_table(rows: Sequence[Speed]) -> Table:
     return table
 
 
+_SIZES = ("draft\nnodes", "depth", "top-k")
+
+
 def sweep_table(entries: Sequence[Entry]) -> Table:
     """One row a tree, the fastest first."""
     predicted = any(entry.predicted is not None for entry in entries)
     caption = "acceptance length: bonus included; ratios: to plain generate, question by question"
     caption += "; predicted: by that length and the cost curve" if predicted else ""
     table = Table(caption=caption, box=box.SIMPLE_HEAD)
-    headings = ("draft\nnodes", "depth", "top-k", "acceptance\nlength", "mean\nratio", "median", "quartiles")
+    headings = (*_SIZES, "acceptance\nlength", "mean\nratio", "median", "quartiles")
     for heading in (*headings, *["predicted"] * predicted):
         table.add_column(heading, justify="right")
     for entry in entries:
-        sizes = (str(size) for size in entry.shape)
+        sizes = _sizes(entry.shape)
         spread = f"{entry.low:.2f}-{entry.high:.2f}"
         figures = (f"{figure:.2f}" for figure in (entry.acceptance_length, entry.mean, entry.ratio))
         table.add_row(*sizes, *figures, spread, *[_told(entry.predicted)] * predicted)
     return table
 
 
+def _sizes(shape: Sequence[float]) -> list[str]:
+    """Nodes, depth and top-k; with the last the threshold below which levels end, where there is one."""
+    nodes, depth, top_k, *threshold = shape
+    return [str(nodes), str(depth), str(top_k) + "".join(f" <{value:g}" for value in threshold)]
+
+
 def candidates_table(candidates: Sequence[Candidate]) -> Table:
     """One row a tree, as ranked before any was timed: the most promising first."""
     table = Table(caption="rehearsed on plain answers, and priced by the cost curve", box=box.SIMPLE_HEAD)
-    for heading in ("draft\nnodes", "depth", "top-k", "acceptance\nlength", "predicted\nratio"):
+    for heading in (*_SIZES, "acceptance\nlength", "predicted\nratio"):
         table.add_column(heading, justify="right")
     for candidate in candidates:
-        sizes = (str(size) for size in candidate.shape)
+        sizes = _sizes(candidate.shape)
         table.add_row(*sizes, f"{candidate.acceptance_length:.2f}", _told(candidate.predicted))
     return table
 

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..tree import TreeShape
 from .cost_curve import CostCurve
 from .questions import Question, encode_chat
-from .rehearsal import mean_lengths, rehearse
+from .rehearsal import mean_length, rehearse, together
 from .speed import quartiles
 from .timing import Run, Settings, run_drafted, run_plain, warm_up
 
-Shape = tuple[int, int, int]  # num_assistant_tokens, tree_depth, tree_top_k
+# num_assistant_tokens, tree_depth, tree_top_k, and assistant_confidence_threshold where there is one
+Shape = tuple[int, int, int] | tuple[int, int, int, float]
 
 CHAINS: tuple[Shape, ...] = ((1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 4, 1))
 SMALL_TREES: tuple[Shape, ...] = (
@@ -25,7 +26,12 @@ SMALL_TREES: tuple[Shape, ...] = (
     *((11, 3, 5), (11, 4, 4), (13, 5, 4), (15, 3, 6), (15, 5, 4)),
 )
 LARGE_TREES: tuple[Shape, ...] = ((23, 5, 6), (31, 6, 8), (47, 7, 8), (59, 6, 10), (59, 8, 10))
-COMMON_SHAPES = (*CHAINS, *SMALL_TREES, *LARGE_TREES)
+ENDING_EARLY: tuple[Shape, ...] = tuple(
+    (*sizes, threshold)
+    for sizes in ((6, 4, 3), (9, 5, 4), (9, 6, 4), (12, 6, 4), (9, 6, 6), (12, 6, 6))
+    for threshold in (0.2, 0.3, 0.4, 0.5)
+)
+COMMON_SHAPES = (*CHAINS, *SMALL_TREES, *LARGE_TREES, *ENDING_EARLY)
 _AS_FAST = 0.99  # of the best mean ratio
 
 
@@ -109,13 +115,11 @@ def rank(
         answer = run_plain(model, inputs, settings).tokens
         rehearsed.append(rehearse(model, head, inputs["input_ids"], answer, [TreeShape(*shape) for shape in shapes]))
         done()
-    lengths = mean_lengths(rehearsed)
-    found = [
-        Candidate(
-            shape, lengths[TreeShape(*shape)], curve.predicted_ratio(TreeShape(*shape), lengths[TreeShape(*shape)])
-        )
-        for shape in dict.fromkeys(shapes)
-    ]
+    rounds = together(rehearsed)
+    found = []
+    for shape in dict.fromkeys(shapes):
+        own = rounds[TreeShape(*shape)]
+        found.append(Candidate(shape, mean_length(own), curve.ratio_of(own, shape[2])))
     return sorted(found, key=lambda candidate: -(candidate.predicted or 0.0))
 
 
@@ -130,9 +134,14 @@ def chosen(trees: Sequence[Any]) -> Any:
     return max((tree for tree in trees if tree.mean >= _AS_FAST * best), key=lambda tree: tree.acceptance_length)
 
 
+def told(shape: Sequence[float]) -> str:
+    """The sizes of a tree, with the threshold where it ends early: "9, 3, 4", "12, 6, 6 ended below 0.4"."""
+    sizes, threshold = ", ".join(map(str, shape[:3])), sum(shape[3:])
+    return f"{sizes} ended below {threshold:g}" if threshold else sizes
+
+
 def _with(settings: Settings, shape: Shape) -> Settings:
-    names = ("num_assistant_tokens", "tree_depth", "tree_top_k")
-    tree: Mapping[str, Any] = dict(zip(names, shape, strict=True))
+    tree: Mapping[str, Any] = vars(TreeShape(*shape))
     return replace(settings, tree=tree)
 
 

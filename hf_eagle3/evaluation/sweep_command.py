@@ -29,7 +29,10 @@ def sweep(
     questions: Annotated[Path, typer.Option(help="A folder of .jsonl files, one object with `turns` a line.")],
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Nodes,depth,top-k, such as 16,5,6; once for each tree. [chains, small and large trees]"),
+        typer.Option(
+            help="Nodes,depth,top-k and perhaps the threshold below which levels end, such as 16,5,6 or 12,6,6,0.4; "
+            "once for each tree. [chains, small and large trees, and such as end early]"
+        ),
     ] = None,
     finalists: Annotated[
         int | None,
@@ -140,13 +143,13 @@ class _Sweeping:
         """Say which tree is chosen, and write and draw the record."""
         from ..default_trees import DEFAULT_TREES, device_kind
         from . import report
-        from .sweep import chosen
+        from .sweep import chosen, told
 
         best, kind = chosen(entries), device_kind(self.model.device, self.model.dtype)
         now = DEFAULT_TREES[kind]
         self.console.print(
-            "chosen (within a hundredth of the best mean ratio, the most accepted): {}, {}, {}".format(*best.shape)
-            + f"; the default for {kind!r} is {now.num_assistant_tokens}, {now.tree_depth}, {now.tree_top_k}",
+            f"chosen (within a hundredth of the best mean ratio, the most accepted): {told(best.shape)}; the default "
+            f"for {kind!r} is {told(tuple(vars(now).values()))}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         record = {
@@ -188,12 +191,17 @@ class _Sweeping:
             yield lambda: progress.advance(task)
 
 
-def _shape(text: str) -> tuple[int, int, int]:
+def _shape(text: str) -> Shape:
     from ..tree import TreeShape
 
+    sizes = text.split(",")
     try:
-        nodes, depth, top_k = (int(part) for part in text.split(","))
+        nodes, depth, top_k = (int(part) for part in sizes[:3])
+        (threshold,) = [float(part) for part in sizes[3:]] or [0.0]
     except ValueError as error:
-        raise ValueError(f"--shape {text} was given; three whole numbers are needed, as in --shape 16,5,6.") from error
-    TreeShape(nodes, depth, top_k)  # refuses what is no tree
-    return nodes, depth, top_k
+        raise ValueError(
+            f"--shape {text} was given; three whole numbers are needed, and perhaps a threshold, as in --shape 16,5,6 "
+            "or --shape 12,6,6,0.4."
+        ) from error
+    TreeShape(nodes, depth, top_k, threshold)  # refuses what is no tree
+    return (nodes, depth, top_k, threshold) if threshold else (nodes, depth, top_k)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 TREE = ("num_assistant_tokens", "tree_depth", "tree_top_k")
+THRESHOLD = "assistant_confidence_threshold"
+# Nodes, levels, top-k, and below which probability levels end where they do.
+Sizes = tuple[int, int, int] | tuple[int, int, int, float]
 _TOGETHER = "all"  # the row of all files
 
 
@@ -41,7 +44,7 @@ class Row:
 class Shape:
     """What one tree of a sweep came to; see `hf_eagle3.evaluation.sweep.Entry`."""
 
-    sizes: tuple[int, int, int]
+    sizes: Sizes
     acceptance_length: float | None
     mean: float | None
     ratio: float | None
@@ -81,7 +84,7 @@ class Conditions:
     device: str | None
     dtype: str | None
     native: bool | None
-    tree: tuple[int, int, int] | None
+    tree: Sizes | None
     new_tokens: int | None
     python: str | None
     packages: Mapping[str, str]
@@ -234,11 +237,16 @@ def _costs(cost: _Reader) -> Costs:
     return Costs(cost.count("context"), column("verification"), column("first"), column("level"))
 
 
-def _sizes(file: str, sizes: Sequence[Any]) -> tuple[int, int, int]:
-    if len(sizes) != 3 or not all(isinstance(size, int) for size in sizes):
-        raise ValueError(f"{file} has {list(sizes)} as a tree, and nodes, depth and top-k are needed: measure again.")
-    nodes, depth, top_k = sizes
-    return nodes, depth, top_k
+def _sizes(file: str, sizes: Sequence[Any]) -> Sizes:
+    whole, threshold = sizes[:3], sizes[3:]
+    fits = len(whole) == 3 and len(threshold) < 2 and all(isinstance(size, int) for size in whole)
+    if not fits or not all(isinstance(value, (int, float)) for value in threshold):
+        raise ValueError(
+            f"{file} has {list(sizes)} as a tree, and nodes, depth, top-k and perhaps a threshold are needed: measure "
+            "again."
+        )
+    nodes, depth, top_k = whole
+    return (nodes, depth, top_k, *map(float, threshold)) if any(threshold) else (nodes, depth, top_k)  # type: ignore[return-value]
 
 
 def _conditions(provenance: _Reader, settings: _Reader, added: Mapping[str, Any]) -> Conditions:
@@ -257,7 +265,7 @@ def _conditions(provenance: _Reader, settings: _Reader, added: Mapping[str, Any]
         device=settings.text("device"),
         dtype=None if dtype is None else dtype.removeprefix("torch."),
         native=native,
-        tree=_sizes(file, [tree.get(name) for name in TREE]) if tree else None,
+        tree=_sizes(file, [*(tree.get(name) for name in TREE), tree.get(THRESHOLD) or 0.0]) if tree else None,
         new_tokens=settings.count("max_new_tokens"),
         python=provenance.text("python"),
         packages={name: version for name in packages.given if (version := packages.text(name)) is not None},

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..embedded import public_name
 from ..evaluation.records import FEWEST_VERIFICATIONS
-from .evaluations import Conditions, Evaluation, Row
+from .evaluations import Conditions, Evaluation, Row, Sizes
 from .facts import Facts
 
 NOT_MEASURED = "not measured"
@@ -61,6 +61,12 @@ def machine(conditions: Conditions) -> str:
     return conditions.cpu or conditions.device or ""
 
 
+def tree_in_words(sizes: Sizes) -> str:
+    """ "9 nodes, 3 levels, top-4", and where its levels end early."""
+    words = "{} nodes, {} levels, top-{}".format(*sizes)
+    return words + "".join(f", levels ended below {threshold:g}" for threshold in sizes[3:])
+
+
 def told(evaluation: Evaluation) -> str:
     """How it was measured, in one sentence."""
     how, parts = evaluation.conditions, []
@@ -71,7 +77,7 @@ def told(evaluation: Evaluation) -> str:
     if how.new_tokens:
         parts.append(f"answers of up to {how.new_tokens} new tokens")
     if evaluation.rows:
-        parts.append("a tree of {} nodes, {} levels, top-{}".format(*how.tree) if how.tree else "")
+        parts.append(f"a tree of {tree_in_words(how.tree)}" if how.tree else "")
     return f"{', '.join(filter(None, parts))} (`{evaluation.file}`)."
 
 

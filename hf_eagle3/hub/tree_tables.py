@@ -6,20 +6,24 @@ from collections.abc import Sequence
 
 from ..evaluation.sweep import chosen
 from .evaluations import Evaluation
-from .tables import fixed, spread, table
+from .tables import fixed, spread, table, tree_in_words
 
 _KNOBS = ("nodes", "levels", "top-k")
+_THRESHOLD = "ended below"  # which probability of the nodes to expand
 
 
 def sweep_table(evaluation: Evaluation) -> str:
     predicted = any(shape.predicted is not None for shape in evaluation.shapes)
+    early = any(len(shape.sizes) > len(_KNOBS) for shape in evaluation.shapes)
     lines = []
     for shape in evaluation.shapes:
-        sizes, ratios = map(str, shape.sizes), spread(shape.ratio, shape.low, shape.high)
+        ratios = spread(shape.ratio, shape.low, shape.high)
+        sizes = [*map(str, shape.sizes[:3]), *["".join(f"{value:g}" for value in shape.sizes[3:])] * early]
         expected = "" if shape.predicted is None else fixed(shape.predicted)
         cells = [*sizes, fixed(shape.acceptance_length), fixed(shape.mean), ratios]
         lines.append([*cells, *[expected] * predicted])
-    head = [*_KNOBS, "acceptance length", "mean ratio", "median (quartiles)", *["predicted ratio"] * predicted]
+    knobs = [*_KNOBS, *[_THRESHOLD] * early]
+    head = [*knobs, "acceptance length", "mean ratio", "median (quartiles)", *["predicted ratio"] * predicted]
     return table(head, lines, numbers=True)
 
 
@@ -30,7 +34,7 @@ def choice(evaluation: Evaluation) -> str:
     best = chosen(evaluation.shapes).sizes
     return (
         "Of the trees within a hundredth of the best mean ratio the one that accepts most is chosen: "
-        "{} nodes, {} levels, top-{}.".format(*best)
+        f"{tree_in_words(best)}."
     )
 
 

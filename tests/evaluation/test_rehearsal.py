@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from hf_eagle3.evaluation.rehearsal import accepted_drafts, mean_lengths, rehearse
+from hf_eagle3.evaluation.rehearsal import Round, accepted_drafts, kept_nodes, mean_length, rehearse, together
 from hf_eagle3.evaluation.timing import Settings, run_drafted, run_plain
 from hf_eagle3.tree import DraftTree, TreeShape
 
 SHAPES = [
     TreeShape(1, 1, 1), TreeShape(3, 3, 1), TreeShape(4, 1, 16), TreeShape(16, 2, 16), TreeShape(40, 3, 16),
     TreeShape(12, 4, 8), TreeShape(30, 2, 8), TreeShape(600, 3, 16),
+    TreeShape(20, 4, 16, 0.25), TreeShape(20, 4, 8, 0.12),
 ]  # fmt: skip
 
 
@@ -36,7 +37,8 @@ def test_every_shape_accepts_what_it_accepts_when_decoding(pair, seed: int) -> N
     for shape in SHAPES:
         run = run_drafted(*pair, inputs, Settings(max_new_tokens=40, tree=vars(shape)))
         assert run.tokens == answer
-        assert rehearsed[shape][:-1] == run.acceptance_lengths[:-1]  # the end may cut the last one
+        lengths = [one.length for one in rehearsed[shape]]
+        assert lengths[:-1] == run.acceptance_lengths[:-1]  # the end may cut the last one
         assert len(rehearsed[shape]) == len(run.acceptance_lengths)
         longest = max(longest, *run.acceptance_lengths)
     assert longest > 2
@@ -49,13 +51,29 @@ def test_the_best_nodes_of_a_tree_are_the_smaller_tree() -> None:
         torch.tensor([[-1, 0, 0, 1, 1, 3, 2]]),
         torch.tensor([[0.0, -1.0, -2.0, -1.5, -2.5, -2.0, -4.0]]),
     )
-    assert accepted_drafts(tree, TreeShape(9, 9, 2), [5, 7, 9, 1]) == 3
-    assert accepted_drafts(tree, TreeShape(9, 2, 2), [5, 7, 9, 1]) == 2
-    assert accepted_drafts(tree, TreeShape(3, 9, 2), [5, 7, 9]) == 2  # of the two at -2.0 the older node is kept
-    assert accepted_drafts(tree, TreeShape(4, 9, 2), [5, 7, 9]) == 3
-    assert accepted_drafts(tree, TreeShape(3, 9, 2), [6, 7]) == 1
-    assert accepted_drafts(tree, TreeShape(9, 9, 2), [6, 7]) == 2
-    assert accepted_drafts(tree, TreeShape(9, 9, 2), [1]) == accepted_drafts(tree, TreeShape(9, 9, 2), []) == 0
+
+    def accepted(following: list[int], *sizes: int) -> int:
+        return accepted_drafts(tree, kept_nodes(tree, TreeShape(*sizes))[0], following)
+
+    assert accepted([5, 7, 9, 1], 9, 9, 2) == 3
+    assert accepted([5, 7, 9, 1], 9, 2, 2) == 2
+    assert accepted([5, 7, 9], 3, 9, 2) == 2  # of the two at -2.0 the older node is kept
+    assert accepted([5, 7, 9], 4, 9, 2) == 3
+    assert accepted([6, 7], 3, 9, 2) == 1
+    assert accepted([6, 7], 9, 9, 2) == 2
+    assert accepted([1], 9, 9, 2) == accepted([], 9, 9, 2) == 0
+
+
+def test_levels_end_where_little_probability_is_left() -> None:
+    #       root 0 -> 1 (.6), 2 (.3); 1 -> 3 (.5), 4 (.1); 3 -> 5 (.4); of level 2 the two nodes hold .6, of level 1 .9
+    tree = DraftTree(
+        torch.tensor([[4, 5, 6, 7, 8, 9]]),
+        torch.tensor([[-1, 0, 0, 1, 1, 3]]),
+        torch.tensor([[1.0, 0.6, 0.3, 0.5, 0.1, 0.4]]).log(),
+    )
+    for threshold, levels, kept in [(0.0, 3, 5), (0.59, 3, 5), (0.61, 2, 4), (0.89, 2, 4), (0.91, 1, 2), (1.0, 1, 2)]:
+        nodes, drafted = kept_nodes(tree, TreeShape(9, 3, 2, threshold))
+        assert (drafted, len(nodes)) == (levels, kept)
 
 
 def test_a_shape_that_is_given_twice_counts_once(pair) -> None:
@@ -66,9 +84,11 @@ def test_a_shape_that_is_given_twice_counts_once(pair) -> None:
 def test_an_answer_of_one_token_takes_no_round(pair) -> None:
     rehearsed = rehearse(*pair, torch.tensor([[1, 7]]), [9], SHAPES[:2])
     assert rehearsed == {SHAPES[0]: [], SHAPES[1]: []}
-    assert mean_lengths([rehearsed]) == {SHAPES[0]: 1.0, SHAPES[1]: 1.0}
+    assert mean_length(together([rehearsed])[SHAPES[0]]) == 1.0
 
 
 def test_the_mean_is_over_all_rounds() -> None:
     one, two = SHAPES[:2]
-    assert mean_lengths([{one: [1, 3], two: [1]}, {one: [2], two: [4, 4]}]) == {one: 2.0, two: 3.0}
+    first = {one: [Round(1, 5, 2), Round(3, 5, 2)], two: [Round(1, 9, 3)]}
+    second = {one: [Round(2, 5, 2)], two: [Round(4, 9, 3), Round(4, 9, 3)]}
+    assert {shape: mean_length(rounds) for shape, rounds in together([first, second]).items()} == {one: 2.0, two: 3.0}

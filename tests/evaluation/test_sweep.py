@@ -48,11 +48,11 @@ def entry(shape: tuple[int, int, int], mean: float, length: float) -> Entry:
 
 def test_common_shapes_are_trees_each_once() -> None:
     assert len(set(COMMON_SHAPES)) == len(COMMON_SHAPES)
-    for nodes, depth, top_k in COMMON_SHAPES:
-        TreeShape(nodes, depth, top_k)
+    for nodes, depth, top_k, *threshold in COMMON_SHAPES:
+        TreeShape(nodes, depth, top_k, *threshold)
         assert nodes <= top_k + (depth - 1) * top_k**2, "it could never have so many nodes"
         assert nodes >= depth
-    assert {tuple(vars(shape).values()) for shape in DEFAULT_TREES.values()} <= set(COMMON_SHAPES)
+    assert set(DEFAULT_TREES.values()) <= {TreeShape(*shape) for shape in COMMON_SHAPES}
 
 
 def test_of_trees_as_fast_as_the_best_the_one_that_accepts_most_is_chosen() -> None:
@@ -125,7 +125,7 @@ def test_entries_stand_beside_what_was_predicted(monkeypatch: pytest.MonkeyPatch
 def test_tables_show_what_was_measured() -> None:
     """Uncut in eighty columns."""
     console = Console(width=80, record=True, file=io.StringIO())
-    rows = [Entry((9, 3, 4), 2.1, 1.4, 1.3, 1.2, 1.6, 1.77), Entry((59, 8, 10), 2.9, 0.9, 0.8, 0.7, 1.0)]
+    rows = [Entry((9, 3, 4), 2.1, 1.4, 1.3, 1.2, 1.6, 1.77), Entry((59, 8, 10, 0.35), 2.9, 0.9, 0.8, 0.7, 1.0)]
     console.print(report.sweep_table(rows))
     console.print(report.sweep_table(rows[1:]))
     console.print(report.candidates_table([Candidate((7, 2, 4), 2.34, 1.56), Candidate((99, 9, 9), 3.45, None)]))
@@ -139,7 +139,19 @@ def test_tables_show_what_was_measured() -> None:
     console.print(report.cost_table(made_up))
     shown = console.export_text()
     assert "…" not in shown
-    for told in ("1.77", "1.20-1.60", "2.34", "1.56", "3.45", "3.21", "3.00-3.50", "0.11", "0.07", "over 77 cached"):
+    for told in (
+        "1.77",
+        "1.20-1.60",
+        "2.34",
+        "1.56",
+        "3.45",
+        "3.21",
+        "3.00-3.50",
+        "0.11",
+        "0.07",
+        "over 77 cached",
+        "10 <0.35",
+    ):
         assert told in shown
     assert shown.count("predicted") == 3  # heading and caption of the first table, heading of the candidates
 
@@ -208,7 +220,9 @@ def test_without_repeats_there_is_no_curve(options: list[str], tmp_path: Path) -
         (["--finalists", "2", "--temperature", "1"], "--finalists was given with --temperature 1"),
         (["--finalists", "2", "--repeats", "0"], "--finalists was given with --repeats 0"),
         (["--shape", "1,2"], "--shape 1,2 was given; three whole numbers are needed"),
+        (["--shape", "5,2,2,much"], "--shape 5,2,2,much was given; three whole numbers are needed"),
         (["--shape", "0,2,1"], "`num_assistant_tokens` is 0"),
+        (["--shape", "5,2,2,1.5"], "`assistant_confidence_threshold` is 1.5"),
         (["--context", "2"], "over 2 cached positions: give 3 to 249"),
     ],
 )

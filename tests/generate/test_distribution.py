@@ -55,9 +55,13 @@ def test_joint_distribution_when_the_draft_is_the_likeliest_text(small) -> None:
     check_joint(small, head, {"temperature": 1.0})
 
 
-@pytest.mark.parametrize("knobs", [{"num_assistant_tokens": 9, "tree_depth": 3, "tree_top_k": 3}, STATIC], ids=str)
+DYNAMIC = {"num_assistant_tokens": 9, "tree_depth": 3, "tree_top_k": 3}
+ENDING_EARLY = {**DYNAMIC, "assistant_confidence_threshold": 0.8}
+
+
+@pytest.mark.parametrize("knobs", [DYNAMIC, ENDING_EARLY, STATIC], ids=str)
 def test_joint_distribution_with_a_head_of_eagle1(small, knobs: dict[str, Any]) -> None:
-    """Its drafts are settled by the text alone in both of its trees, so the same rule keeps the distribution."""
+    """Its drafts are settled by the text alone in all of its trees, so the same rule keeps the distribution."""
     torch.manual_seed(5)
     head = EagleDraftModel(EagleConfig.from_target(small.config, initializer_range=0.5)).eval()
     head.generation_config.update(**knobs)

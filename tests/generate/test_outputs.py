@@ -182,7 +182,7 @@ def test_only_the_context_clamps_a_tree() -> None:
 @pytest.mark.parametrize("place", ["call", "head", "generation config"])
 def test_where_the_knobs_come_from(target, place: str) -> None:
     head = oracle(target)
-    knobs = {"num_assistant_tokens": 5, "tree_depth": 2, "tree_top_k": 3}
+    knobs = {"num_assistant_tokens": 5, "tree_depth": 2, "tree_top_k": 3, "assistant_confidence_threshold": 0.1}
     call: dict = {}
     if place == "call":
         call = dict(knobs)
@@ -202,6 +202,8 @@ def test_where_the_knobs_come_from(target, place: str) -> None:
 
 def test_the_call_wins_over_the_head(target, head) -> None:
     target.generate(prompt(), max_new_tokens=4, assistant_model=head, tree_depth=3)
-    assert vars(head.records[-1].shape) == {"num_assistant_tokens": 14, "tree_depth": 3, "tree_top_k": 4}
+    assert vars(head.records[-1].shape) == {
+        "num_assistant_tokens": 14, "tree_depth": 3, "tree_top_k": 4, "assistant_confidence_threshold": 0.0,
+    }  # fmt: skip
     assert head.generation_config.tree_depth == 5, "a call changes nothing on the head"
     assert not hasattr(target.generation_config, "tree_depth")

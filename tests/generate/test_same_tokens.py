@@ -8,6 +8,8 @@ from helpers.agreement import branches_taken, compare, learn_text, mean_acceptan
 from helpers.oracle import oracle
 from helpers.targets import FAMILIES, prompt, tiny_target
 
+from hf_eagle3 import DraftTree, drafting_with
+
 NEW = 48
 PROMPTS = (9, 4, 1)  # lengths
 
@@ -59,6 +61,26 @@ def test_trained_head(golden_target, golden_head) -> None:
     for seed in range(3):
         ids = prompt(12, seed=seed, vocabulary=500)
         compare(golden_target, golden_head, {"max_new_tokens": NEW, "eos_token_id": None}, least=1.2, input_ids=ids)
+
+
+def test_trees_that_end_early(golden_target, golden_head) -> None:
+    """Higher thresholds draft fewer levels, down to one, and the tokens stay the same."""
+    ids, options = prompt(12, vocabulary=500), {"max_new_tokens": NEW, "eos_token_id": None}
+    plain = golden_target.generate(ids, **options).tolist()
+    sizes = {"num_assistant_tokens": 12, "tree_depth": 5, "tree_top_k": 4}
+    drafted = []
+    for threshold in (0.0, 0.3, 0.7, 1.0):
+        trees: list[DraftTree] = []
+        door = drafting_with(
+            golden_head, on_round=lambda tree, _, trees=trees: trees.append(tree),
+            assistant_confidence_threshold=threshold, **sizes,
+        )  # fmt: skip
+        assert golden_target.generate(ids, custom_generate=door, **options).tolist() == plain
+        drafted.append([int(tree.depths.max()) for tree in trees])
+    assert min(drafted[0][:-1]) >= 2
+    assert len({*drafted[1], *drafted[2]}) > 1
+    assert sum(drafted[1]) / len(drafted[1]) > sum(drafted[2]) / len(drafted[2])
+    assert set(drafted[3]) == {1}
 
 
 def test_trained_head_on_a_prompt_of_one_token(golden_target, golden_head) -> None:

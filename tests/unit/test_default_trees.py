@@ -62,6 +62,22 @@ def test_a_call_gets_the_tree_of_what_it_computes_on(monkeypatch: pytest.MonkeyP
     assert tree_shape(target, head, {}, None) == DEFAULT_TREES[CPU_HALF]
 
 
+def test_the_threshold_of_a_default_tree_goes_with_its_sizes(monkeypatch: pytest.MonkeyPatch, pair) -> None:
+    """A tree whose size somebody asked for is not ended early by what was measured for another one."""
+    target, head = pair
+    monkeypatch.setitem(DEFAULT_TREES, CPU, pairing.TreeShape(12, 6, 6, 0.4))
+    name = "assistant_confidence_threshold"
+    assert tree_shape(target, head, {}, None) == pairing.TreeShape(12, 6, 6, 0.4)
+    assert tree_shape(target, head, {"tree_depth": 8}, None) == pairing.TreeShape(12, 8, 6)
+    assert tree_shape(target, head, {name: 0.2}, None) == pairing.TreeShape(12, 6, 6, 0.2)
+    assert tree_shape(target, head, {name: 0.0}, None) == pairing.TreeShape(12, 6, 6)
+    assert tree_shape(target, head, {"tree_depth": 8, name: 0.1}, None) == pairing.TreeShape(12, 8, 6, 0.1)
+    monkeypatch.setattr(head.generation_config, "num_assistant_tokens", 20)
+    assert tree_shape(target, head, {}, None) == pairing.TreeShape(20, 6, 6)
+    with pytest.raises(ValueError, match=f"`draft_tree` and {name}"):
+        tree_shape(target, head, {"draft_tree": "mc_sim_7b_63", name: 0.4}, None)
+
+
 @pytest.fixture
 def unwarned():
     pairing._warn_of_emulation.cache_clear()

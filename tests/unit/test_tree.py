@@ -102,6 +102,12 @@ def test_root_only() -> None:
     assert tree.depths.tolist() == [[0], [0]]
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.5, "0.4", None, True, float("nan")])
+def test_a_threshold_is_a_probability(value: object) -> None:
+    with pytest.raises(ValueError, match="`assistant_confidence_threshold` is"):
+        TreeShape(4, 2, 2, value)  # type: ignore[arg-type]
+
+
 def test_three_tensors_of_one_shape() -> None:
     tokens, parents = torch.tensor([[1, 2]]), torch.tensor([[-1, 0]])
     with pytest.raises(ValueError, match=r"\[batch, nodes\]"):
