@@ -89,7 +89,7 @@ class HeldOut:
             shape: Any = tree_shape(target, head, dict(tree), None)
             figures = acceptance_on(target, head, inputs, Settings(self.new_tokens, tree=tree))
             found[name] = {
-                "tree": [shape.num_assistant_tokens, shape.tree_depth, shape.tree_top_k],
+                "tree": list(vars(shape).values()),
                 "acceptance_length": figures.acceptance_length,
                 "verifications": figures.rounds,
                 "acceptance_rates": figures.acceptance_rates,
