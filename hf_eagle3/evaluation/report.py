@@ -80,7 +80,7 @@ def sweep_table(entries: Sequence[Entry]) -> Table:
     predicted = any(entry.predicted is not None for entry in entries)
     caption = "acceptance length: bonus included; ratios: to plain generate, question by question"
     caption += "; predicted: by that length and the cost curve" if predicted else ""
-    table = Table(caption=caption, box=box.SIMPLE_HEAD)
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True)  # or eighty columns are too few
     headings = (*_SIZES, "acceptance\nlength", "mean\nratio", "median", "quartiles")
     for heading in (*headings, *["predicted"] * predicted):
         table.add_column(heading, justify="right")
