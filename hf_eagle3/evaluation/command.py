@@ -263,6 +263,6 @@ def _place(device: str | None) -> str:
 
 def _tree(nodes: int | None, depth: int | None, top_k: int | None, threshold: float | None) -> dict[str, float]:
     """The knobs that were given; the head's own hold for the others."""
-    knobs = {"num_assistant_tokens": nodes, "tree_depth": depth, "tree_top_k": top_k}
-    knobs = {**knobs, "assistant_confidence_threshold": threshold}
+    knobs: dict[str, float | None] = {"num_assistant_tokens": nodes, "tree_depth": depth, "tree_top_k": top_k}
+    knobs["assistant_confidence_threshold"] = threshold
     return {name: value for name, value in knobs.items() if value is not None}

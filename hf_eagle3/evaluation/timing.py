@@ -34,7 +34,8 @@ class Settings:
         max_new_tokens: the length limit.
         temperature: 0 is greedy.
         seed: set before each run, so that a sampled run can be repeated.
-        tree: `num_assistant_tokens`, `tree_depth`, `tree_top_k`, as far as they differ from the head's own.
+        tree: `num_assistant_tokens`, `tree_depth`, `tree_top_k` and `assistant_confidence_threshold`, as far as they
+            differ from the head's own.
         sampling: what else sampled answers are drawn with, such as `WHOLE_DISTRIBUTION`; for the rest, the target's
             own generation config holds.
     """
@@ -42,7 +43,7 @@ class Settings:
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
-    tree: Mapping[str, int] = field(default_factory=dict)
+    tree: Mapping[str, float] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -246,7 +246,7 @@ def _sizes(file: str, sizes: Sequence[Any]) -> Sizes:
             "again."
         )
     nodes, depth, top_k = whole
-    return (nodes, depth, top_k, *map(float, threshold)) if any(threshold) else (nodes, depth, top_k)  # type: ignore[return-value]
+    return (nodes, depth, top_k, *map(float, threshold)) if any(threshold) else (nodes, depth, top_k)
 
 
 def _conditions(provenance: _Reader, settings: _Reader, added: Mapping[str, Any]) -> Conditions:
