@@ -102,7 +102,7 @@ def tree_shape(
 
     Takes the knobs out of `given`. Of sizes and `draft_tree` those count that were set nearer to the call; where both
     were, on a config, `draft_tree`. The threshold of the device's default tree goes with its sizes: where somebody set
-    a size and no threshold, all levels are drafted.
+    nodes or levels and no threshold, all levels are drafted.
 
     Raises:
         ValueError: if a call was given both, or a static tree that does not exist.
@@ -118,7 +118,7 @@ def tree_shape(
         if any(place.get(name) is not None for name in SIZES):
             break
     default = vars(default_tree(_place(target, head), target.dtype))
-    if any(place.get(name) is not None for place in places for name in SIZES):
+    if any(place.get(name) is not None for place in places for name in ("num_assistant_tokens", "tree_depth")):
         default = {**default, THRESHOLD: 0.0}
     places.append(default)
     return TreeShape(

@@ -108,7 +108,7 @@ def test_the_knob_nearest_to_the_call_counts(target) -> None:
     head.generation_config.draft_tree = [[0], [0, 0]]
     assert chosen() == static_tree([[0], [0, 0]])
     assert chosen(tree_depth=2) == TreeShape(7, 2, 4)
-    assert chosen({"tree_top_k": 3}) == TreeShape(7, 3, 3)
+    assert chosen({"tree_top_k": 3}) == TreeShape(7, 6, 3)
     assert chosen({"tree_top_k": 3}, draft_tree=NAME) == static_tree(NAME)
     given = {"draft_tree": NAME, "other": 1}
     tree_shape(target, head, given, None)

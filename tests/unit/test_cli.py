@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from hf_eagle3 import cli, embedded
+from hf_eagle3.default_trees import default_tree
 from hf_eagle3.evaluation import lossless, timing
 from hf_eagle3.evaluation.command import Precision, load_pair
 from hf_eagle3.evaluation.timing import Run
@@ -140,7 +141,7 @@ def test_eval_at_two_temperatures_with_figures(questions: Path, pair_options: li
     assert settings["target"] in pair_options
     assert settings["head"] in pair_options
     assert settings["temperature"] == [0.0, 1.0]
-    assert settings["tree"] == {"num_assistant_tokens": 9, "tree_depth": 3, "tree_top_k": 4}
+    assert settings["tree"] == vars(default_tree(torch.device("cpu"), torch.float32))
     assert settings["sampling"] == {"top_k": 0, "top_p": 1.0}
     assert (record["label"], record["training_tokens"]) == ("head", None)
     assert record["questions"][0]["verdict"]["identical"]
@@ -168,9 +169,10 @@ def test_eval_of_a_chain_on_a_data_set(pair_options: list[str], tmp_path: Path) 
     assert [(row["name"], row["questions"], row["shares"]) for row in record["files"]] == [
         ("sums", 3, None), ("all", 3, None),
     ]  # fmt: skip
+    depth = default_tree(torch.device("cpu"), torch.float32).tree_depth
     for question in record["questions"]:
         for length, levels in zip(question["acceptance_lengths"], question["tree_levels"], strict=True):
-            assert 1 <= length <= levels + 1 <= 4
+            assert 1 <= length <= levels + 1 <= 1 + depth
 
 
 def test_eval_says_where_answers_part(

@@ -69,6 +69,7 @@ def test_the_threshold_of_a_default_tree_goes_with_its_sizes(monkeypatch: pytest
     name = "assistant_confidence_threshold"
     assert tree_shape(target, head, {}, None) == pairing.TreeShape(12, 6, 6, 0.4)
     assert tree_shape(target, head, {"tree_depth": 8}, None) == pairing.TreeShape(12, 8, 6)
+    assert tree_shape(target, head, {"tree_top_k": 2}, None) == pairing.TreeShape(12, 6, 2, 0.4)
     assert tree_shape(target, head, {name: 0.2}, None) == pairing.TreeShape(12, 6, 6, 0.2)
     assert tree_shape(target, head, {name: 0.0}, None) == pairing.TreeShape(12, 6, 6)
     assert tree_shape(target, head, {"tree_depth": 8, name: 0.1}, None) == pairing.TreeShape(12, 8, 6, 0.1)
