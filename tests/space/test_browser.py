@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from hf_eagle3.default_trees import CPU, DEFAULT_TREES
+
 pytestmark = pytest.mark.space
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -165,7 +167,7 @@ def test_both_answers_are_there_with_their_figures(reader: Visitor) -> None:
         assert float(reader.text(f"#live .{side} .speed").split()[0]) > 0
     assert re.fullmatch(r"\d+\.\d\d×", reader.text("#live .ratio strong"))
     assert float(reader.text("#live .length strong")) > 1
-    assert reader.page.locator("#live .positions tbody tr").count() == 3
+    assert 2 < reader.page.locator("#live .positions tbody tr").count() <= DEFAULT_TREES[CPU].tree_depth
     tokens, forwards = map(int, re.findall(r"\d+", reader.text("#live .eagle footer")))
     assert forwards < tokens
     assert len(set(re.findall(r"\d+", reader.text("#live .plain footer")))) == 1
@@ -213,7 +215,9 @@ def test_the_picture_of_the_readme(reader: Visitor) -> None:
     from playwright.sync_api import expect
 
     reader.page.locator("#live .round:has(.d3)").filter(has_not_text=re.compile(r"\n")).first.click()
-    expect(reader.page.locator("#tree figcaption")).to_have_text(re.compile("3 accepted, 4 tokens from one forward"))
+    expect(reader.page.locator("#tree figcaption")).to_have_text(
+        re.compile(r"[3-6] accepted, [4-7] tokens from one forward")
+    )
     reader.page.mouse.move(0, 0)
     picture = reader.page.screenshot(full_page=True, animations="disabled")
     assert len(picture) < 400_000
