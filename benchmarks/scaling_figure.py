@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from hf_eagle3.evaluation.canvas import COLOURS, DASHES, MARKERS, canvas, style, write
-from hf_eagle3.evaluation.sweep import told
+from hf_eagle3.evaluation.records import shape_in_words
 
 Runs = Sequence[Mapping[str, Any]]
 
@@ -102,7 +102,7 @@ def draw(record: Mapping[str, Any], path: Path, tree: str = "paper") -> Path:
     runs = record.get("runs") or []
     if not runs:
         raise ValueError("The record holds no finished head, so there is nothing to draw.")
-    shape = told(runs[0]["acceptance"][tree]["tree"])
+    shape = shape_in_words(runs[0]["acceptance"][tree]["tree"])
     what = f"Acceptance length against training data, tree {shape}"
     title = f"{what} (dry run: no figures)" if record.get("dry_run") else what
     with style():

@@ -119,9 +119,10 @@ def drafting_with(
         raise TypeError(
             f"`drafting_with` needs a draft head but got {type(head).__name__}; load one by `hf_eagle3.load_head`."
         )
-    given: dict[str, Any] = {"num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth}
-    given |= {"tree_top_k": tree_top_k, "draft_tree": draft_tree}
-    given["assistant_confidence_threshold"] = assistant_confidence_threshold
+    given: dict[str, Any] = {
+        "num_assistant_tokens": num_assistant_tokens, "tree_depth": tree_depth, "tree_top_k": tree_top_k,
+        "assistant_confidence_threshold": assistant_confidence_threshold, "draft_tree": draft_tree,
+    }  # fmt: skip
 
     def decode(
         model: PreTrainedModel,

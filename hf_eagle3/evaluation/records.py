@@ -21,6 +21,12 @@ _OF_TRAINING = ("training.json", "trainer_state.json")
 _UNITS = {"num_input_tokens_seen": "tokens", "step": "steps"}
 
 
+def shape_in_words(shape: Sequence[float]) -> str:
+    """The sizes of a sweep's tree, with the threshold where it ends early: "9, 3, 4", "12, 6, 6 ended below 0.4"."""
+    sizes, threshold = ", ".join(map(str, shape[:3])), sum(shape[3:])
+    return f"{sizes} ended below {threshold:g}" if threshold else sizes
+
+
 @dataclass(frozen=True)
 class Series:
     """One line of a figure: what it is called, and its points."""

@@ -134,12 +134,6 @@ def chosen(trees: Sequence[Any]) -> Any:
     return max((tree for tree in trees if tree.mean >= _AS_FAST * best), key=lambda tree: tree.acceptance_length)
 
 
-def told(shape: Sequence[float]) -> str:
-    """The sizes of a tree, with the threshold where it ends early: "9, 3, 4", "12, 6, 6 ended below 0.4"."""
-    sizes, threshold = ", ".join(map(str, shape[:3])), sum(shape[3:])
-    return f"{sizes} ended below {threshold:g}" if threshold else sizes
-
-
 def _with(settings: Settings, shape: Shape) -> Settings:
     tree: Mapping[str, Any] = vars(TreeShape(*shape))
     return replace(settings, tree=tree)

@@ -143,13 +143,14 @@ class _Sweeping:
         """Say which tree is chosen, and write and draw the record."""
         from ..default_trees import DEFAULT_TREES, device_kind
         from . import report
-        from .sweep import chosen, told
+        from .records import shape_in_words
+        from .sweep import chosen
 
         best, kind = chosen(entries), device_kind(self.model.device, self.model.dtype)
         now = DEFAULT_TREES[kind]
         self.console.print(
-            f"chosen (within a hundredth of the best mean ratio, the most accepted): {told(best.shape)}; the default "
-            f"for {kind!r} is {told(tuple(vars(now).values()))}",
+            f"chosen (within a hundredth of the best mean ratio, the most accepted): {shape_in_words(best.shape)}; "
+            f"the default for {kind!r} is {shape_in_words(tuple(vars(now).values()))}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         record = {

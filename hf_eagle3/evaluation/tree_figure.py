@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .canvas import COLOURS, DASHES, MARKERS, style, write
-from .records import Record
-from .sweep import told
+from .records import Record, shape_in_words
 
 _CHOSEN = COLOURS[2]
 
@@ -92,7 +91,7 @@ def _trees(axes: Any, record: Record) -> None:
         rows, ratios = [place for place, _ in predicted], [ratio for _, ratio in predicted]
         axes.plot(ratios, rows, linestyle="none", marker="D", markersize=5, color="white", markeredgecolor="black")
     axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_yticks(places, [told(tree["shape"]) for tree in trees], fontsize=8)
+    axes.set_yticks(places, [shape_in_words(tree["shape"]) for tree in trees], fontsize=8)
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.set_title(f"Speed, times plain generate: {sweep_name(record)}" + (" (green: chosen)" if best else ""))

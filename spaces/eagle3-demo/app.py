@@ -67,7 +67,7 @@ def answer(
     """Streams both answers; what a user can mend is told in a sentence on the page."""
     knobs = {"num_assistant_tokens": int(nodes), "tree_depth": int(depth), "tree_top_k": int(top_k)}
     if all(getattr(SHAPE, name) == value for name, value in knobs.items()):
-        knobs = {}  # left alone: the default tree, with where it ends early
+        knobs = vars(SHAPE)  # left alone: with where it ends early, too
     try:
         if not question:
             raise ValueError("There is no question yet: type one, or choose an example.")

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_eagle3.evaluation import cost_curve
 from hf_eagle3.evaluation.cost_curve import CostCurve, Point, at_size, check_context, measure_costs
+from hf_eagle3.evaluation.rehearsal import Round
 from hf_eagle3.tree import TreeShape
 
 
@@ -57,6 +58,17 @@ def test_a_round_is_one_verification_and_its_levels(shape: TreeShape, cost: floa
     assert found == (cost if cost is None else pytest.approx(cost))
     ratio = CURVE.predicted_ratio(shape, 2.2)
     assert ratio == (cost if cost is None else pytest.approx(2.2 / cost))
+
+
+def test_rounds_of_many_sizes_are_priced_one_by_one() -> None:
+    """As trees that end early have them: of such a tree's shape alone nothing can be predicted."""
+    rounds = [Round(3, 4, 2), Round(1, 2, 1)]
+    assert CURVE.ratio_of(rounds, 2) == pytest.approx(4 / ((2.0 + 0.2 + 0.1) + (1.5 + 0.2)))
+    fixed = TreeShape(7, 2, 4)
+    assert CURVE.ratio_of([Round(2, 8, 2)] * 3, 4) == pytest.approx(CURVE.predicted_ratio(fixed, 2.0))
+    assert CURVE.ratio_of([Round(2, 8, 2), Round(2, 9, 2)], 4) is None  # nine nodes were not measured
+    assert CURVE.ratio_of([], 4) is None
+    assert CURVE.predicted_ratio(TreeShape(7, 2, 4, 0.3), 2.0) is None
 
 
 def test_measuring_a_tiny_pair(pair) -> None:

@@ -140,18 +140,8 @@ def test_tables_show_what_was_measured() -> None:
     shown = console.export_text()
     assert "…" not in shown
     for told in (
-        "1.77",
-        "1.20-1.60",
-        "2.34",
-        "1.56",
-        "3.45",
-        "3.21",
-        "3.00-3.50",
-        "0.11",
-        "0.07",
-        "over 77 cached",
-        "10 <0.35",
-    ):
+        "1.77", "1.20-1.60", "2.34", "1.56", "3.45", "3.21", "3.00-3.50", "0.11", "0.07", "over 77 cached", "10 <0.35",
+    ):  # fmt: skip
         assert told in shown
     assert shown.count("predicted") == 3  # heading and caption of the first table, heading of the candidates
 

@@ -294,6 +294,25 @@ def test_turns_about_passages_are_of_the_wanted_length(tokenizer: PreTrainedToke
     assert max(found) - min(found) > 200
 
 
+def test_answers_are_joined_to_longer_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+    """None of them is as long as what `max_passage` allows; and where conversations are short, so are the texts."""
+    longest: dict[int, int] = {}
+    for length in (1536, 500):
+        plan = replace(PLAN, max_passage=1000, max_length=length, max_answer=100)
+        prompter = SelfPrompter(tokenizer, plan)
+        lengths = [80 + 5 * number for number in range(30)]
+        for number, tokens in enumerate(lengths):
+            prompter.passages.append(Passage(f"p{number}", tokens, "self-prompting/facts"))
+        totals = []
+        for seed in range(100):
+            parts = prompter._with_passage("{passage}", random.Random(seed)).split("\n\n")
+            totals.append(sum(lengths[int(part[1:])] for part in parts))
+        longest[length] = max(totals)
+        assert min(totals) < 300
+    assert 700 < longest[1536] <= 1000
+    assert longest[500] <= 500 - 100 - 128
+
+
 def test_second_turns_that_are_complete_come_again(
     target: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -103,9 +104,9 @@ def test_root_only() -> None:
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, "0.4", None, True, float("nan")])
-def test_a_threshold_is_a_probability(value: object) -> None:
+def test_a_threshold_is_a_probability(value: Any) -> None:
     with pytest.raises(ValueError, match="`assistant_confidence_threshold` is"):
-        TreeShape(4, 2, 2, value)  # type: ignore[arg-type]
+        TreeShape(4, 2, 2, value)
 
 
 def test_three_tensors_of_one_shape() -> None:
@@ -118,6 +119,6 @@ def test_three_tensors_of_one_shape() -> None:
 
 @pytest.mark.parametrize("name", ["num_assistant_tokens", "tree_depth", "tree_top_k"])
 @pytest.mark.parametrize("value", [0, -3, 1.5, "8", None, True])
-def test_a_shape_is_made_of_positive_whole_numbers(name: str, value: object) -> None:
+def test_a_shape_is_made_of_positive_whole_numbers(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"`{name}` is"):
-        TreeShape(**({"num_assistant_tokens": 4, "tree_depth": 2, "tree_top_k": 2} | {name: value}))  # type: ignore[arg-type]
+        TreeShape(**{"num_assistant_tokens": 4, "tree_depth": 2, "tree_top_k": 2, name: value})
