@@ -191,7 +191,8 @@ class TreeDecoding:
         history, emitted = self.input_ids, 0
         path: list[int] = []
         plain_greedy = not len(self.processors) and self.choose is greedy
-        best = logits[0].argmax(-1).tolist() if plain_greedy and not self._records else None
+        # In float32 like plain `generate`; a CPU is also slower at it in half precision.
+        best = logits[0].float().argmax(-1).tolist() if plain_greedy and not self._records else None
 
         def choose(node: int, drafted: list[int]) -> int:
             path.append(node)

@@ -33,7 +33,7 @@ class EagleCandidateGenerator(FeatureDrafter):
         max_length: int | None = None,
     ) -> None:
         super().__init__(head, target, shape, state, max_length)
-        self.lm_head = head.output_embeddings_for(target)
+        self.lm_head = self.head.output_embeddings_for(target)
         self.lm_head_dtype = head.dtype if head.lm_head is not None else target.dtype
 
     def run(self, hidden_states: torch.Tensor, **kwargs: Any) -> Eagle3Output:

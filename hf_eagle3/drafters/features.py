@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..head import DraftHead
 from ..modeling_eagle3 import Eagle3Output
+from ..prepacked import prepacked
 from ..static_tree import StaticTree
 from ..tree import DraftTree, TreeShape
 from .base import TreeDrafter
@@ -43,7 +44,7 @@ class FeatureDrafter(TreeDrafter):
     ) -> None:
         layers = target.config.get_text_config(decoder=True).num_hidden_layers
         super().__init__(head.config.boundaries_for(layers), shape, max_length)
-        self.head: Any = head
+        self.head: Any = prepacked(head)
         # An offloaded head has its weights on `meta`; accelerate's hook knows where it computes.
         hook = getattr(head, "_hf_hook", None)
         self.device = torch.device(getattr(hook, "execution_device", None) or head.device)

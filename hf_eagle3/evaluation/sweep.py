@@ -28,7 +28,7 @@ SMALL_TREES: tuple[Shape, ...] = (
 LARGE_TREES: tuple[Shape, ...] = ((23, 5, 6), (31, 6, 8), (47, 7, 8), (59, 6, 10), (59, 8, 10))
 ENDING_EARLY: tuple[Shape, ...] = tuple(
     (*sizes, threshold)
-    for sizes in ((6, 4, 3), (9, 5, 4), (9, 6, 4), (12, 6, 4), (9, 6, 6), (12, 6, 6))
+    for sizes in ((6, 4, 3), (9, 5, 4), (9, 6, 4), (9, 8, 4), (12, 6, 4), (12, 8, 4), (9, 6, 6), (12, 6, 6))
     for threshold in (0.2, 0.3, 0.4, 0.5)
 )
 COMMON_SHAPES = (*CHAINS, *SMALL_TREES, *LARGE_TREES, *ENDING_EARLY)
