@@ -76,6 +76,7 @@ def test_each_node_is_its_parents_ranked_child(target, kind: str, fields: dict[s
     for node, path in enumerate(shape.paths, start=1):
         tokens, total = ranked(head, target, states, ids, path)
         assert int(tree.tokens[0, node]) == tokens[-1]
+        # Five levels of sums that a prepacked head rounds otherwise.
         assert float(tree.log_probs[0, node]) == pytest.approx(total, rel=5e-5, abs=1e-4)
     # What the tree added to the head's memory is gone.
     assert drafter.state.cache.get_seq_length() == ids.shape[1] - 1
