@@ -12,6 +12,7 @@ from helpers.targets import prompt
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_eagle3 import Eagle3Config, Eagle3DraftModel, EagleConfig, EagleDraftModel, TreeShape, drafting_with
+from hf_eagle3.default_trees import CPU, DEFAULT_TREES
 from hf_eagle3.pairing import drafter_for, tree_shape
 from hf_eagle3.static_tree import StaticTree, static_tree
 
@@ -108,8 +109,9 @@ def test_the_knob_nearest_to_the_call_counts(target) -> None:
     assert chosen(draft_tree=NAME) == chosen({"draft_tree": NAME}) == static_tree(NAME)
     head.generation_config.draft_tree = [[0], [0, 0]]
     assert chosen() == static_tree([[0], [0, 0]])
-    assert chosen(tree_depth=2) == TreeShape(7, 2, 4)
-    assert chosen({"tree_top_k": 3}) == TreeShape(7, 6, 3)
+    usual = DEFAULT_TREES[CPU]
+    assert chosen(tree_depth=2) == TreeShape(7, 2, usual.tree_top_k)
+    assert chosen({"tree_top_k": 3}) == TreeShape(7, usual.tree_depth, 3)
     assert chosen({"tree_top_k": 3}, draft_tree=NAME) == static_tree(NAME)
     given = {"draft_tree": NAME, "other": 1}
     tree_shape(target, head, given, None)
