@@ -236,5 +236,6 @@ def test_generate_drafts_with_a_twin_what_it_would_with_the_head(kind: str, monk
         as_it_is = target.generate(ids, assistant_model=head, **options)
     assert not seen
     assert torch.equal(drafted.sequences, as_it_is.sequences)
+    assert torch.equal(drafted.sequences, target.generate(ids, max_new_tokens=40, do_sample=False))
     assert drafted.acceptance_lengths == as_it_is.acceptance_lengths
     assert max(drafted.acceptance_lengths[0]) > 1
