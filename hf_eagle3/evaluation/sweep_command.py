@@ -54,8 +54,8 @@ def sweep(
 
     Before that it measures what a verification costs by its nodes, and the head's work by its levels, in plain steps;
     the ratio that follows from these and the acceptance length stands beside the measured one. The default tree of a
-    device is what this chooses on prompts of our own: of the trees within a hundredth of the best mean ratio, the one
-    that accepts most.
+    device is what this chooses on prompts of our own: of the trees within two hundredths of the best mean ratio, the
+    one of fewest nodes.
     """
     from rich.console import Console
 
@@ -149,7 +149,7 @@ class _Sweeping:
         best, kind = chosen(entries), device_kind(self.model.device, self.model.dtype)
         now = DEFAULT_TREES[kind]
         self.console.print(
-            f"chosen (within a hundredth of the best mean ratio, the most accepted): {shape_in_words(best.shape)}; "
+            f"chosen (within two hundredths of the best mean ratio, the fewest nodes): {shape_in_words(best.shape)}; "
             f"the default for {kind!r} is {shape_in_words(tuple(vars(now).values()))}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

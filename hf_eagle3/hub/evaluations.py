@@ -52,6 +52,10 @@ class Shape:
     high: float | None
     predicted: float | None
 
+    @property
+    def nodes(self) -> int:
+        return self.sizes[0]
+
 
 @dataclass(frozen=True)
 class Costs:

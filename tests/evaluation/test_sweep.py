@@ -55,9 +55,11 @@ def test_common_shapes_are_trees_each_once() -> None:
     assert set(DEFAULT_TREES.values()) <= {TreeShape(*shape) for shape in COMMON_SHAPES}
 
 
-def test_of_trees_as_fast_as_the_best_the_one_that_accepts_most_is_chosen() -> None:
-    fast, close, slower = entry((5, 3, 2), 1.50, 2.0), entry((9, 3, 4), 1.49, 2.2), entry((59, 8, 10), 1.48, 2.9)
+def test_of_trees_as_fast_as_the_best_the_one_of_fewest_nodes_is_chosen() -> None:
+    fast, close, slower = entry((9, 3, 4), 1.50, 2.4), entry((5, 3, 2), 1.48, 2.0), entry((1, 1, 1), 1.46, 1.6)
+    equal = entry((5, 4, 2), 1.49, 2.0)
     assert chosen([slower, close, fast]) is close
+    assert chosen([close, equal, fast]) is chosen([equal, close, fast]) is equal
     assert chosen([slower, fast]) is fast
     assert chosen([slower]) is slower
 
