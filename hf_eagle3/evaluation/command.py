@@ -30,6 +30,7 @@ class Precision(str, Enum):
 Target = Annotated[str | None, typer.Option(help="Hub id or folder of the target; else the embedded SmolLM2.")]
 Head = Annotated[str | None, typer.Option(help="Hub id or folder of the head; else ours for the embedded target.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+Temperatures = Annotated[list[float] | None, typer.Option(help="0 is greedy; give it several times for more. [0]")]
 Dtype = Annotated[
     Precision | None,
     typer.Option(
@@ -115,9 +116,7 @@ def evaluate(
     label: Annotated[str | None, typer.Option(help="What figures call this head; else its name.")] = None,
     target: Target = None,
     head: Head = None,
-    temperature: Annotated[
-        list[float] | None, typer.Option(help="0 is greedy; give it several times for more. [0]")
-    ] = None,
+    temperature: Temperatures = None,
     dtype: Dtype = None,
     device: Device = None,
     seed: Seed = 0,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,13 +30,13 @@ LARGE_TREES: tuple[Shape, ...] = ((23, 5, 6), (31, 6, 8), (47, 7, 8), (59, 6, 10
 ENDING_EARLY: tuple[Shape, ...] = tuple(
     (*sizes, threshold)
     for sizes in (
-        *((6, 4, 3), (7, 5, 4), (7, 8, 4), (9, 5, 4), (9, 6, 4), (9, 8, 4), (12, 6, 4), (12, 8, 4), (9, 6, 6)),
+        *((6, 4, 3), (7, 5, 4), (7, 7, 4), (9, 5, 4), (9, 6, 4), (9, 8, 4), (12, 6, 4), (12, 8, 4), (9, 6, 6)),
         (12, 6, 6),
     )
     for threshold in (0.2, 0.3, 0.4, 0.5)
 )
 COMMON_SHAPES = (*CHAINS, *SMALL_TREES, *LARGE_TREES, *ENDING_EARLY)
-_AS_FAST = 0.98  # of the best mean ratio
+_AS_FAST = 0.99  # of the best mean ratio
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Entry:
 
     Args:
         acceptance_length: tokens per verification, bonus included.
-        mean: of the questions' ratios, tokens per second over plain `generate`'s; what ranks the trees.
+        mean: of the answers' ratios, tokens per second over plain `generate`'s, the geometric one; what ranks trees.
         ratio: their median.
         low, high: their quartiles.
         predicted: what acceptance length and cost curve let expect; None where the curve was not measured.
@@ -79,22 +80,23 @@ def sweep(
     head: PreTrainedModel,
     questions: Sequence[Question],
     shapes: Sequence[Shape],
-    settings: Settings,
+    settings: Sequence[Settings],
     done: Callable[[], None] = lambda: None,
     curve: CostCurve | None = None,
 ) -> list[Entry]:
-    """Times every shape, once each; the fastest first. `done` hears of each finished question."""
+    """Times every shape on every question in each of the settings, such as two temperatures; the fastest first. `done`
+    hears of each finished turn."""
     shapes = list(dict.fromkeys(shapes))
     runs: dict[Shape, list[tuple[Run, Run]]] = {shape: [] for shape in shapes}
-    for turn, question in enumerate(questions):
+    for turn, (question, asked) in enumerate(product(questions, settings)):
         inputs = encode_chat(tokenizer, question.text, model.device)
         if turn == 0:
             for shape in shapes:
-                warm_up(model, head, inputs, _with(settings, shape))
+                warm_up(model, head, inputs, _with(asked, shape))
         first = turn % len(shapes)
-        plain = run_plain(model, inputs, settings)
+        plain = run_plain(model, inputs, asked)
         for shape in [*shapes[first:], *shapes[:first]]:
-            runs[shape].append((plain, run_drafted(model, head, inputs, _with(settings, shape))))
+            runs[shape].append((plain, run_drafted(model, head, inputs, _with(asked, shape))))
         done()
     return sorted((_entry(shape, pairs, curve) for shape, pairs in runs.items()), key=lambda entry: -entry.mean)
 
@@ -105,21 +107,21 @@ def rank(
     head: PreTrainedModel,
     questions: Sequence[Question],
     shapes: Sequence[Shape],
-    settings: Settings,
+    settings: Sequence[Settings],
     curve: CostCurve,
     done: Callable[[], None] = lambda: None,
 ) -> list[Candidate]:
     """What to expect of every shape, the most promising first; nothing but the curve was timed.
 
     Raises:
-        ValueError: if the answers are sampled, which cannot be rehearsed, or there is no question.
+        ValueError: if there is no question.
     """
-    if not settings.greedy or not questions:
-        raise ValueError("Trees are ranked on greedy answers: give questions and temperature 0, or time all shapes.")
+    if not questions:
+        raise ValueError("Trees are ranked on answers, and there is no question: give some.")
     rehearsed = []
-    for question in questions:
+    for question, asked in product(questions, settings):
         inputs = encode_chat(tokenizer, question.text, model.device)
-        answer = run_plain(model, inputs, settings).tokens
+        answer = run_plain(model, inputs, asked).tokens
         rehearsed.append(rehearse(model, head, inputs["input_ids"], answer, [TreeShape(*shape) for shape in shapes]))
         done()
     rounds = together(rehearsed)
@@ -131,9 +133,9 @@ def rank(
 
 
 def chosen(trees: Sequence[Any]) -> Any:
-    """The tree that becomes the default: of those whose mean ratio is within two hundredths of the best, which is less
+    """The tree that becomes the default: of those whose mean ratio is within a hundredth of the best, which is less
     than such means tell apart, the one of fewest nodes, and of these the fastest. It loses least where fewer drafts
-    are accepted than of these texts, as in sampling.
+    are accepted than of these answers.
 
     Args:
         trees: with `nodes` and `mean`, such as [`Entry`].
@@ -150,6 +152,6 @@ def _with(settings: Settings, shape: Shape) -> Settings:
 def _entry(shape: Shape, pairs: Sequence[tuple[Run, Run]], curve: CostCurve | None) -> Entry:
     ratios = [drafted.tokens_per_second / plain.tokens_per_second for plain, drafted in pairs]
     lengths = [length for _, drafted in pairs for length in drafted.acceptance_lengths]
-    length, mean = statistics.mean(lengths), statistics.mean(ratios)
+    length, mean = statistics.mean(lengths), statistics.geometric_mean(ratios)
     predicted = None if curve is None else curve.predicted_ratio(TreeShape(*shape), length)
     return Entry(shape, length, mean, statistics.median(ratios), *quartiles(ratios), predicted)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import Device, Dtype, Head, Seed, Target, Temperature, load_pair
+from .command import Device, Dtype, Head, Seed, Target, Temperatures, load_pair
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +45,7 @@ def sweep(
     figure: Annotated[Path | None, typer.Option(help="Draw cost curve and trees into this SVG file.")] = None,
     target: Target = None,
     head: Head = None,
-    temperature: Temperature = 0.0,
+    temperature: Temperatures = None,
     dtype: Dtype = None,
     device: Device = None,
     seed: Seed = 0,
@@ -54,7 +54,7 @@ def sweep(
 
     Before that it measures what a verification costs by its nodes, and the head's work by its levels, in plain steps;
     the ratio that follows from these and the acceptance length stands beside the measured one. The default tree of a
-    device is what this chooses on prompts of our own: of the trees within two hundredths of the best mean ratio, the
+    device is what this chooses on prompts of our own: of the trees within a hundredth of the best mean ratio, the
     one of fewest nodes.
     """
     from rich.console import Console
@@ -63,19 +63,17 @@ def sweep(
     from .cost_curve import check_context
     from .questions import read_questions
     from .sweep import COMMON_SHAPES
-    from .timing import Settings
+    from .timing import WHOLE_DISTRIBUTION, Settings
 
     shapes = list(dict.fromkeys(map(_shape, shape))) if shape else list(COMMON_SHAPES)
-    if finalists is not None and (temperature or not repeats):
-        given = f"--temperature {temperature:g}" if temperature else "--repeats 0"
+    if finalists is not None and not repeats:
         raise ValueError(
-            f"--finalists was given with {given}, but trees are ranked by greedy answers and the cost curve: leave "
-            "out one of the two."
+            "--finalists was given with --repeats 0, but trees are ranked by the cost curve: leave out one of the two."
         )
     asked = [question for of_file in read_questions(questions).values() for question in of_file]
     if not asked:
         raise ValueError(f"{questions} holds no question: give files with one object with `turns` a line.")
-    settings = Settings(max_new_tokens, temperature, seed)
+    settings = [Settings(max_new_tokens, each, seed, sampling=WHOLE_DISTRIBUTION) for each in temperature or [0.0]]
     for path in filter(None, (json, figure)):
         report.check_writable(path)
     if figure is not None:
@@ -96,7 +94,7 @@ class _Sweeping:
     """One sweep: its steps, each shown as it ends."""
 
     def __init__(
-        self, pair: tuple[Any, Any, Any], asked: list[Question], settings: Settings, console: Console
+        self, pair: tuple[Any, Any, Any], asked: list[Question], settings: Sequence[Settings], console: Console
     ) -> None:
         self.model, self.tokenizer, self.head = pair
         self.asked, self.settings, self.console = asked, settings, console
@@ -116,7 +114,7 @@ class _Sweeping:
         from . import report
         from .sweep import rank
 
-        with self._progress("rehearsal", len(self.asked)) as done:
+        with self._progress("rehearsal", len(self.asked) * len(self.settings)) as done:
             ranked = rank(self.model, self.tokenizer, self.head, self.asked, shapes, self.settings, curve, done)
         self.console.print(report.candidates_table(ranked))
         return ranked
@@ -125,7 +123,7 @@ class _Sweeping:
         from . import report
         from .sweep import sweep as time_shapes
 
-        with self._progress("questions", len(self.asked)) as done:
+        with self._progress("questions", len(self.asked) * len(self.settings)) as done:
             entries = time_shapes(
                 self.model, self.tokenizer, self.head, self.asked, shapes, self.settings, done, curve
             )
@@ -149,7 +147,7 @@ class _Sweeping:
         best, kind = chosen(entries), device_kind(self.model.device, self.model.dtype)
         now = DEFAULT_TREES[kind]
         self.console.print(
-            f"chosen (within two hundredths of the best mean ratio, the fewest nodes): {shape_in_words(best.shape)}; "
+            f"chosen (within a hundredth of the best mean ratio, the fewest nodes): {shape_in_words(best.shape)}; "
             f"the default for {kind!r} is {shape_in_words(tuple(vars(now).values()))}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
@@ -174,7 +172,8 @@ class _Sweeping:
         from ..native_products import multiplies_natively
 
         return {
-            **dataclasses.asdict(self.settings),
+            **dataclasses.asdict(self.settings[0]),
+            "temperature": [each.temperature for each in self.settings],
             "target": embedded.public_name(self.model.name_or_path),
             "head": embedded.public_name(self.head.name_or_path),
             "prompts": len(self.asked),

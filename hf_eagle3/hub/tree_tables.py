@@ -33,7 +33,7 @@ def choice(evaluation: Evaluation) -> str:
         return ""
     best = chosen(evaluation.shapes).sizes
     return (
-        "Of the trees within two hundredths of the best mean ratio the one of fewest nodes is chosen: "
+        "Of the trees within a hundredth of the best mean ratio the one of fewest nodes is chosen: "
         f"{tree_in_words(best)}."
     )
 

@@ -20,7 +20,7 @@ from hf_eagle3.evaluation import report, sweep
 from hf_eagle3.evaluation.cost_curve import CostCurve, Point
 from hf_eagle3.evaluation.questions import Question
 from hf_eagle3.evaluation.sweep import COMMON_SHAPES, Candidate, Entry, chosen, rank
-from hf_eagle3.evaluation.timing import Run, Settings
+from hf_eagle3.evaluation.timing import WHOLE_DISTRIBUTION, Run, Settings
 from hf_eagle3.hub.facts import read_facts
 from hf_eagle3.tree import TreeShape
 
@@ -56,8 +56,8 @@ def test_common_shapes_are_trees_each_once() -> None:
 
 
 def test_of_trees_as_fast_as_the_best_the_one_of_fewest_nodes_is_chosen() -> None:
-    fast, close, slower = entry((9, 3, 4), 1.50, 2.4), entry((5, 3, 2), 1.48, 2.0), entry((1, 1, 1), 1.46, 1.6)
-    equal = entry((5, 4, 2), 1.49, 2.0)
+    fast, close, slower = entry((9, 3, 4), 1.500, 2.4), entry((5, 3, 2), 1.487, 2.0), entry((1, 1, 1), 1.480, 1.6)
+    equal = entry((5, 4, 2), 1.490, 2.0)
     assert chosen([slower, close, fast]) is close
     assert chosen([close, equal, fast]) is chosen([equal, close, fast]) is equal
     assert chosen([slower, fast]) is fast
@@ -83,7 +83,7 @@ def test_a_steep_curve_ranks_small_trees_first_and_a_flat_one_large_ones(trio) -
     shapes = [(1, 1, 1), (3, 3, 1), (10, 1, 10), (59, 3, 10)]
     heard: list[int] = []
     model, tokenizer, head = trio
-    given = (model, tokenizer, head, QUESTIONS, shapes, Settings(max_new_tokens=24))
+    given = (model, tokenizer, head, QUESTIONS, shapes, [Settings(max_new_tokens=24)])
     steep = rank(*given, curve(0.5), lambda: heard.append(1))
     flat = rank(*given, curve(0.0))
     assert len(heard) == len(QUESTIONS)
@@ -97,15 +97,32 @@ def test_a_steep_curve_ranks_small_trees_first_and_a_flat_one_large_ones(trio) -
 
 
 def test_a_shape_beyond_the_curve_comes_last(trio) -> None:
-    ranked = rank(*trio, QUESTIONS[:1], [(200, 3, 10), (1, 1, 1)], Settings(max_new_tokens=6), curve(0.0))
+    ranked = rank(*trio, QUESTIONS[:1], [(200, 3, 10), (1, 1, 1)], [Settings(max_new_tokens=6)], curve(0.0))
     assert [candidate.shape for candidate in ranked] == [(1, 1, 1), (200, 3, 10)]
     assert ranked[1].predicted is None
 
 
-def test_sampled_answers_cannot_be_ranked(trio) -> None:
-    settings = Settings(temperature=1.0)
-    said = sentence(ValueError, lambda: rank(*trio, QUESTIONS, [(1, 1, 1)], settings, curve(0.0)))
-    assert "temperature 0" in said
+def test_sampled_answers_are_ranked_beside_greedy_ones(trio) -> None:
+    """A drafted token is taken exactly when the target's own draw is that token, so any answer can be rehearsed."""
+    ways = [Settings(max_new_tokens=24), Settings(max_new_tokens=24, temperature=1.0, sampling=WHOLE_DISTRIBUTION)]
+    greedy, sampled, both = (
+        rank(*trio, QUESTIONS, [(59, 3, 10)], asked, curve(0.0))[0].acceptance_length
+        for asked in (ways[:1], ways[1:], ways)
+    )
+    assert sampled != greedy
+    assert min(sampled, greedy) < both < max(sampled, greedy)
+
+
+def test_trees_are_timed_at_every_temperature(monkeypatch: pytest.MonkeyPatch, trio) -> None:
+    """Made-up clocks again: a drafted answer takes half the time of a plain one, a sampled one twice that."""
+    monkeypatch.setattr(sweep, "run_plain", lambda *_: Run([5] * 9, 8.0, 9))
+    monkeypatch.setattr(
+        sweep, "run_drafted", lambda *given: Run([5] * 9, 4.0 if given[-1].greedy else 16.0, 5, [2] * 4, [2] * 4)
+    )
+    monkeypatch.setattr(sweep, "warm_up", lambda *_: None)
+    (found,) = sweep.sweep(*trio, QUESTIONS, [(4, 2, 2)], [Settings(), Settings(temperature=1.0)])
+    assert found.mean == pytest.approx(1.0), "a mean of ratios is the geometric one"
+    assert (found.low, found.high) == (pytest.approx(0.5), pytest.approx(2.0))
 
 
 def test_entries_stand_beside_what_was_predicted(monkeypatch: pytest.MonkeyPatch, trio) -> None:
@@ -117,10 +134,10 @@ def test_entries_stand_beside_what_was_predicted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sweep, "run_plain", lambda *_: Run([5] * 9, 9.0, 9))
     monkeypatch.setattr(sweep, "run_drafted", drafted)
     monkeypatch.setattr(sweep, "warm_up", lambda *_: None)
-    (found,) = sweep.sweep(*trio, QUESTIONS, [(4, 2, 2)], Settings(), curve=curve(0.5))
+    (found,) = sweep.sweep(*trio, QUESTIONS, [(4, 2, 2)], [Settings()], curve=curve(0.5))
     assert found.mean == found.ratio == pytest.approx(9 / 12)
     assert found.predicted == pytest.approx(2 / 3)
-    (unpriced,) = sweep.sweep(*trio, QUESTIONS, [(4, 2, 2), (4, 2, 2)], Settings())  # is timed once
+    (unpriced,) = sweep.sweep(*trio, QUESTIONS, [(4, 2, 2), (4, 2, 2)], [Settings()])  # is timed once
     assert unpriced.predicted is None
 
 
@@ -209,7 +226,7 @@ def test_without_repeats_there_is_no_curve(options: list[str], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--finalists", "2", "--temperature", "1"], "--finalists was given with --temperature 1"),
+        (["--temperature", "-1"], "The temperature is -1"),
         (["--finalists", "2", "--repeats", "0"], "--finalists was given with --repeats 0"),
         (["--shape", "1,2"], "--shape 1,2 was given; three whole numbers are needed"),
         (["--shape", "5,2,2,much"], "--shape 5,2,2,much was given; three whole numbers are needed"),
