@@ -1,10 +1,11 @@
-"""The acceptance lengths that trees of many sizes would have reached on one greedy answer, without decoding it again.
+"""The acceptance lengths that trees of many sizes would have reached on one answer, without decoding it again.
 
 What a head drafts behind a position depends on the text alone, so one tree behind each position of the answer, with
 all that was scored, tells of every tree of the same top-k with fewer nodes or levels, or that ends early: it is the
 part of that tree with the best scores. Trees of another top-k expand other nodes and want a run of the head of their
 own. Exact but for rounding (decoding computes states in other batches), and for the last round, which the answer's end
-may cut.
+may cut. A sampled answer serves as well as a greedy one: whatever the temperature, a drafted token is taken exactly
+when the target's own draw is that token ([`hf_eagle3.acceptance`]).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def rehearse(
 
     Args:
         prompt: int64 `[1, length]`.
-        answer: plain `generate`'s, greedy.
+        answer: plain `generate`'s, greedy or sampled.
     """
     check_pair(model, head)
     ids = torch.cat((prompt, torch.tensor([list(answer)], device=prompt.device)), dim=1)
