@@ -97,5 +97,5 @@ def _trees(axes: Any, record: Record) -> None:
     axes.set_title(f"Speed, times plain generate: {sweep_name(record)}" + (" (green: chosen)" if best else ""))
     axes.set_ylabel("nodes, levels, top-k", fontsize=8)
     axes.set_xlabel(
-        "geometric mean of the answers, and quartiles" + ("; diamonds: predicted by the cost curve" if predicted else "")
+        "mean of the answers, and quartiles" + ("; diamonds: predicted by the cost curve" if predicted else "")
     )
