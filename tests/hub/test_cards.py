@@ -117,7 +117,7 @@ def test_trees_of_several_devices_and_what_their_nodes_cost(folder: Path) -> Non
     assert "over a cache of\n321 positions" in trees
     assert "bfloat16 (emulated)" in trees
     assert "| 9 | 3 | 4 | 2.10 | 1.40 | 1.30 (1.20-1.60) | 1.77 |" in trees
-    assert trees.count("is chosen: 9 nodes, 3 levels, top-4.") == 2
+    assert trees.count("is chosen: 7 nodes, 2 levels, top-4.") == 2
     assert set(untraced_numbers(card, folder)) <= ALWAYS
 
 
