@@ -78,7 +78,7 @@ _SIZES = ("draft\nnodes", "depth", "top-k")
 def sweep_table(entries: Sequence[Entry]) -> Table:
     """One row a tree, the fastest first."""
     predicted = any(entry.predicted is not None for entry in entries)
-    caption = "acceptance length: bonus included; ratios: to plain generate, question by question"
+    caption = "acceptance length: bonus included; ratios: to plain generate, answer by answer; geometric mean"
     caption += "; predicted: by that length and the cost curve" if predicted else ""
     table = Table(caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True)  # or eighty columns are too few
     headings = (*_SIZES, "acceptance\nlength", "mean\nratio", "median", "quartiles")
