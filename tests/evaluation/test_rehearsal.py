@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_eagle3.evaluation.rehearsal import Round, accepted_drafts, kept_nodes, mean_length, rehearse, together
-from hf_eagle3.evaluation.timing import Settings, run_drafted, run_plain
+from hf_eagle3.evaluation.timing import WHOLE_DISTRIBUTION, Settings, run_drafted, run_plain
 from hf_eagle3.tree import DraftTree, TreeShape
 
 SHAPES = [
@@ -42,6 +44,23 @@ def test_every_shape_accepts_what_it_accepts_when_decoding(pair, seed: int) -> N
         assert len(rehearsed[shape]) == len(run.acceptance_lengths)
         longest = max(longest, *run.acceptance_lengths)
     assert longest > 2
+
+
+def test_sampled_answers_take_as_many_rounds_rehearsed_as_decoded(pair) -> None:
+    """In distribution: other draws decide, so the means over many seeds are compared, four standard errors apart."""
+    ids = torch.tensor([[4, 9, 17, 30, 5, 12]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    shape, number, length = TreeShape(40, 3, 16), 100, 16
+
+    def asked(seed: int) -> Settings:
+        return Settings(length, 1.0, seed, vars(shape), WHOLE_DISTRIBUTION)
+
+    decoded = [len(run_drafted(*pair, inputs, asked(seed)).acceptance_lengths) for seed in range(number)]
+    answers = [run_plain(pair[0], inputs, asked(seed)).tokens for seed in range(number, 2 * number)]
+    rehearsed = [len(rehearse(*pair, ids, answer, [shape])[shape]) for answer in answers]
+    error = math.sqrt((statistics.variance(decoded) + statistics.variance(rehearsed)) / number)
+    assert abs(statistics.mean(decoded) - statistics.mean(rehearsed)) < 4 * error
+    assert statistics.mean(rehearsed) + 4 * error < length - 1, "hardly a draft was taken, which tells nothing"
 
 
 def test_the_best_nodes_of_a_tree_are_the_smaller_tree() -> None:
