@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from ..configuration_eagle3 import LAST_HIDDEN_STATE
+from ..fingerprint import model_fingerprint
 from ..whole_files import written_whole
 from .features import Example, Row, TargetStates
 
@@ -81,7 +82,7 @@ class _Writer:
             "dtype": name,
             "shard_tokens": shard_tokens,
             "vocab_size": len(states.logit_rule.weight),
-            "target": target_fingerprint(states.model),
+            "target": model_fingerprint(states.model),
             "rows": rows_fingerprint(rows),
         }
 
@@ -244,18 +245,6 @@ def _as_begun(states: TargetStates, folder: Path) -> TargetStates:
     begun = copy.copy(states)
     begun.boundaries = _read_index(folder).get("boundaries", states.boundaries)
     return begun
-
-
-def target_fingerprint(model: Any) -> str:
-    """A short hash of a target's class, its text config and a few numbers of each of its tensors."""
-    text = model.config.get_text_config(decoder=True)
-    whole = hashlib.sha256(f"{type(model).__name__} {text.to_json_string(use_diff=False)}".encode())
-    for name, parameter in sorted(model.named_parameters()):
-        sample = parameter.detach().flatten()[:64]
-        if sample.is_floating_point():
-            sample = sample.float()
-        whole.update(name.encode() + sample.cpu().numpy().tobytes())
-    return whole.hexdigest()[:16]
 
 
 def rows_fingerprint(rows: Any) -> str:

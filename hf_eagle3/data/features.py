@@ -17,8 +17,8 @@ from ..states import capturing
 
 Row = tuple[Sequence[int], Sequence[bool]]  # token ids and loss mask of one conversation
 # Padded tokens of a forward, and rows of full logits (512 are 100 MB for a vocabulary of 50,000 in float32): on a CPU
-# more at once leave its caches (4,096 tokens take a quarter longer than 1,024), elsewhere fewer leave the device waiting
-# for Python.
+# more at once leave its caches (4,096 tokens took a quarter longer than 1,024), elsewhere fewer leave the device
+# waiting for Python.
 _TOKENS_ON_CPU, _TOKENS = 1024, 16384
 _ROWS_ON_CPU, _ROWS = 512, 4096
 

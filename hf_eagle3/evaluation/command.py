@@ -131,6 +131,7 @@ def evaluate(
     from all of the target's distribution, without top-k or top-p. The embedded pair is loaded in bfloat16 where the
     device multiplies in it by itself, else and with --lossless in float32. Acceptance by position is that of the
     tree's levels; --tree-top-k 1 drafts the papers' chain. Shares of time count the prompt's forward as the target's.
+    With --json a run that was stopped is taken up again by the same command, where it was.
     Ends with status 1 if a drafted answer differs from the plain one by more than rounding.
     """
     from rich.console import Console
@@ -155,11 +156,11 @@ def evaluate(
     asked = gather_questions(questions, files, limit if limit or lossless else 10, questions_split, questions_column)
     precision = dtype or (Precision.float32 if lossless else None)
     pair = load_pair(target, head, precision, device, drafting=True)
-    console = Console()
-    measurement = Measurement(pair, asked, console, lookup, shares and not lossless, label)
-    for each in settings:
-        measurement.run(each, lossless)
-    measurement.write(json, figures)
+    measurement = Measurement(
+        pair, asked, settings, Console(), json=json, lossless=lossless, lookup=lookup, shares=shares, label=label
+    )
+    measurement.run()
+    measurement.write(figures)
     if measurement.wrong:
         raise typer.Exit(1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
+from hashlib import sha256
+from json import dumps as json_text
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .. import embedded
+from ..fingerprint import model_fingerprint
 from ..pairing import tree_shape
 from . import figures, report
+from .journal import Journal
 from .questions import Question, encode_chat
 from .records import head_name, trained_tokens
 from .shares import Spent, measure_time
@@ -30,56 +34,73 @@ class Measurement:
     Args:
         pair: target, tokenizer and head.
         asked: the questions of each file.
+        settings: of the rounds, which differ in their temperature alone.
+        json: the record to write. What was measured lies in a [`Journal`] beside it until then, and is not measured
+            again.
+        lossless: compare tokens; times are of no account.
         lookup: whether prompt lookup is timed too.
         shares: whether it is measured, apart, where the time goes.
         label: what the record is called; the head's name if not given.
+
+    Raises:
+        ValueError: an interrupted evaluation of something else wrote to the same record.
     """
 
     def __init__(
         self,
         pair: tuple[Any, Any, Any],
         asked: dict[str, list[Question]],
+        settings: Sequence[Settings],
         console: Console,
+        *,
+        json: Path | None = None,
+        lossless: bool = False,
         lookup: bool = False,
         shares: bool = True,
         label: str | None = None,
     ) -> None:
-        self.pair, self.asked, self.console, self.lookup, self.shares = pair, asked, console, lookup, shares
+        self.pair, self.asked, self.settings, self.console = pair, asked, settings, console
+        self.json, self.lossless, self.lookup, self.shares = json, lossless, lookup, shares and not lossless
         head = pair[2].name_or_path
         self.label, self.training_tokens = label or head_name(head), trained_tokens(head)
         self.rows: list[Speed] = []
         self.means: list[dict[str, float]] = []
         self.answers: list[dict[str, Any]] = []
-        self.settings: list[Settings] = []
-        self.lossless = self.wrong = False
+        self.wrong = False
+        self._journal = Journal(json, self._wanted())
 
-    def run(self, settings: Settings, lossless: bool) -> None:
-        """Measure and show one temperature; `lossless` compares tokens, and its times are of no account."""
-        self.lossless = lossless
+    def run(self) -> None:
+        """Measure and show all rounds."""
+        if len(self._journal):
+            self.console.print(f"going on after {len(self._journal)} answers: {self._journal.path}", highlight=False)
+        for settings in self.settings:
+            self._round(settings)
+
+    def write(self, folder: Path | None) -> None:
+        """The record with its provenance, and the figures drawn of it, where they were asked for."""
+        model = self.pair[0]
+        where = f"{report.cpu_model()}, {model.device}, {str(model.dtype).removeprefix('torch.')}"
+        self.console.print(where, highlight=False)
+        record = self._record()
+        if self.json is not None:
+            report.write_json(self.json, record)
+            self._journal.end()
+        if folder is not None:
+            for path in figures.draw_all([record], folder):
+                self.console.print(str(path), highlight=False)
+
+    def _round(self, settings: Settings) -> None:
         trials = self._trials(settings)
         rows = self._summarise(trials, settings)
         means = _means(rows[:-1])
-        if lossless:
+        if self.lossless:
             _show_agreement(trials, rows, self.console)
         else:
             _show_speed(trials, rows, means, self.console)
         self.rows += rows
         self.means.append(means)
         self.answers += [{"temperature": settings.temperature, **report.trial_record(trial)} for trial in trials]
-        self.settings.append(settings)
         self.wrong |= any(trial.verdict is not None and not trial.verdict.lossless for trial in trials)
-
-    def write(self, json: Path | None, folder: Path | None) -> None:
-        """The record with its provenance, and the figures drawn of it, where they were asked for."""
-        model = self.pair[0]
-        where = f"{report.cpu_model()}, {model.device}, {str(model.dtype).removeprefix('torch.')}"
-        self.console.print(where, highlight=False)
-        record = self._record()
-        if json is not None:
-            report.write_json(json, record)
-        if folder is not None:
-            for path in figures.draw_all([record], folder):
-                self.console.print(str(path), highlight=False)
 
     def _record(self) -> dict[str, Any]:
         return {
@@ -91,6 +112,16 @@ class Measurement:
             "means": self.means,
             "questions": self.answers,
         }
+
+    def _wanted(self) -> dict[str, Any]:
+        """What the answers in a journal must have been measured for, to be taken as they are."""
+        text = json_text([dataclasses.astuple(question) for question in self._questions()])
+        asked = {"lossless": self.lossless, "lookup": self.lookup, "questions": sha256(text.encode()).hexdigest()}
+        weights = {name: model_fingerprint(self.pair[place]) for name, place in (("target", 0), ("head", 2))}
+        return {**asked, "weights": weights, **report.provenance(self._asked_for())}
+
+    def _questions(self) -> list[Question]:
+        return [question for of_file in self.asked.values() for question in of_file]
 
     def _asked_for(self) -> dict[str, Any]:
         """Every setting that the figures depend on, those that were left to the pair and its device included."""
@@ -109,10 +140,16 @@ class Measurement:
 
     def _trials(self, settings: Settings) -> list[Trial]:
         model, tokenizer, head = self.pair
-        questions = [question for of_file in self.asked.values() for question in of_file]
+        questions, there = self._questions(), self._journal.answered(settings.temperature)
         with Progress(console=self.console, transient=True) as progress:
-            task = progress.add_task(f"questions, temperature {settings.temperature:g}", total=len(questions))
-            return measure(model, tokenizer, head, questions, settings, self.lookup, lambda _: progress.advance(task))
+            name = f"questions, temperature {settings.temperature:g}"
+            task = progress.add_task(name, total=len(questions), completed=len(there))
+
+            def keep(number: int, trial: Trial) -> None:
+                self._journal.add(settings.temperature, number, trial)
+                progress.advance(task)
+
+            return measure(model, tokenizer, head, questions, settings, self.lookup, there, keep)
 
     def _summarise(self, trials: list[Trial], settings: Settings) -> list[Speed]:
         rows: list[Speed] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,18 +78,27 @@ def measure(
     questions: Sequence[Question],
     settings: Settings,
     lookup: bool = False,
-    done: Callable[[Trial], None] = lambda trial: None,
+    there: Mapping[int, Trial] = MappingProxyType({}),
+    done: Callable[[int, Trial], None] = lambda number, trial: None,
 ) -> list[Trial]:
-    """Answers each question in each mode, after a warm-up on the first one; `done` hears of each finished trial."""
-    trials: list[Trial] = []
-    judge = Judge(model, head)
-    for turn, question in enumerate(questions):
+    """Answers each question in each mode, after a warm-up on the first one.
+
+    Args:
+        there: trials of an earlier sitting, by the number of their question, which are taken as they are.
+        done: hears of each further trial.
+    """
+    trials = dict(there)
+    judge, warm = Judge(model, head), False
+    for number, question in enumerate(questions):
+        if number in there:
+            continue
         inputs = encode_chat(tokenizer, question.text, model.device)
-        if turn == 0:
+        if not warm:
             warm_up(model, head, inputs, settings)
-        trials.append(_try_out(model, head, question, inputs, settings, judge, turn, lookup))
-        done(trials[-1])
-    return trials
+            warm = True
+        trials[number] = _try_out(model, head, question, inputs, settings, judge, number, lookup)
+        done(number, trials[number])
+    return [trials[number] for number in range(len(questions))]
 
 
 def summarise(name: str, trials: Sequence[Trial], temperature: float = 0.0, shares: Shares | None = None) -> Speed:

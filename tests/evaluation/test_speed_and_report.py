@@ -114,9 +114,10 @@ def test_measuring_a_real_pair(pair_folders) -> None:
     head = AutoModel.from_pretrained(pair_folders.head).eval()
     tokenizer = AutoTokenizer.from_pretrained(pair_folders.target)
     questions = [Question("easy", str(n), f"w{n} w{n + 1}") for n in range(3)]
-    heard: list[Trial] = []
-    trials = measure(target, tokenizer, head, questions, Settings(max_new_tokens=8), lookup=True, done=heard.append)
-    assert heard == trials
+    heard: dict[int, Trial] = {}
+    short = Settings(max_new_tokens=8)
+    trials = measure(target, tokenizer, head, questions, short, lookup=True, done=heard.__setitem__)
+    assert [heard[number] for number in range(3)] == trials
     assert [next(iter(trial.runs)) for trial in trials] == ["plain", "drafted", "lookup"]
     assert all(trial.verdict is not None and trial.verdict.identical for trial in trials)
     row = summarise("easy", trials)
