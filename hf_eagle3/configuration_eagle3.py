@@ -5,6 +5,7 @@ Knows nothing of tensors, files or targets in memory.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -15,6 +16,32 @@ from transformers.modeling_rope_utils import RopeParameters
 # Among boundaries: the state after the target's final norm, which its output matrix reads. It is transformers' own
 # index; boundary `L`, of a target of `L` layers, is the state BEFORE that norm.
 LAST_HIDDEN_STATE = -1
+# Rotary embeddings by their type, and the parameters without which their frequencies cannot be computed.
+_ROPE_NEEDS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def check_rope(rope: Mapping[str, Any], source: str) -> None:
+    """Refuse rotary embeddings that no head can compute; `source` begins the sentence that says so.
+
+    Raises:
+        ValueError: if their type is not known, or lacks a parameter.
+    """
+    kind = rope.get("rope_type", "default")
+    if kind not in _ROPE_NEEDS:
+        raise ValueError(f"{source} asks for rotary embeddings of type {kind!r}; known are {', '.join(_ROPE_NEEDS)}.")
+    missing = [name for name in _ROPE_NEEDS[kind] if rope.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"{source} asks for rotary embeddings of type {kind!r} without {', '.join(missing)}; add to its config what "
+            "the head was trained with."
+        )
 
 
 def default_boundaries(num_target_layers: int) -> list[int]:
@@ -145,6 +172,7 @@ class Eagle3Config(PreTrainedConfig):
         self._check_sizes()
         self._check_inputs()
         super().__post_init__(**kwargs)
+        check_rope(self.rope_parameters or {}, "The head's config")
 
     def _check_sizes(self) -> None:
         """Refuse sizes that cannot make a head; before the `@strict` validation, whose errors are no sentences."""
@@ -292,4 +320,4 @@ def _plain_rope(rope: dict[str, Any] | None) -> dict[str, Any] | None:
     return plain
 
 
-__all__ = ["LAST_HIDDEN_STATE", "Eagle3Config", "default_boundaries", "geometry_of"]
+__all__ = ["LAST_HIDDEN_STATE", "Eagle3Config", "check_rope", "default_boundaries", "geometry_of"]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .configuration_eagle3 import Eagle3Config
+from .configuration_eagle3 import Eagle3Config, check_rope
 from .head_files import Tensors
 
 Fields = Mapping[str, Any]  # of a config.json
@@ -29,15 +29,6 @@ SHARED_FIELDS = (
     "eos_token_id",
     "num_attention_heads",
 )
-KNOWN_ROPE = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-# Parameters without which such frequencies cannot be computed.
-ROPE_NEEDS = {
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
-    "longrope": ("short_factor", "long_factor"),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -95,21 +86,12 @@ def rope_of(fields: Fields, source: str) -> dict[str, Any]:
     rope["rope_type"] = "default" if kind == "mrope" or "mrope_section" in rope else rope.get("rope_type", kind)
     for name in ("mrope_section", "mrope_interleaved"):
         rope.pop(name, None)
-    if rope["rope_type"] not in KNOWN_ROPE:
-        raise ValueError(
-            f"{source} asks for rotary embeddings of type {rope['rope_type']!r}; known are {', '.join(KNOWN_ROPE)}."
-        )
     if rope.get("partial_rotary_factor") not in (None, 1.0):
         raise ValueError(
             f"{source} sets partial_rotary_factor={rope['partial_rotary_factor']}, which changes how a head computes "
             "and is not supported; use a head without it."
         )
-    missing = [name for name in ROPE_NEEDS.get(rope["rope_type"], ()) if rope.get(name) is None]
-    if missing:
-        raise ValueError(
-            f"{source} asks for rotary embeddings of type {rope['rope_type']!r} without {', '.join(missing)}; add to "
-            "its config what the head was trained with."
-        )
+    check_rope(rope, source)
     theta = rope.get("rope_theta") or fields.get("rope_theta") or Eagle3Config.default_theta
     if not isinstance(theta, (int, float)):
         raise TypeError(f"`rope_theta` is {theta!r}, and no number")

@@ -36,6 +36,19 @@ def same_tensors(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 # ---------------------------------------------------------------------- configuration
 
 
+@pytest.mark.parametrize(
+    ("rope", "told"),
+    [
+        ({"rope_type": "su", "rope_theta": 1e4}, "of type 'su'; known are default, linear"),
+        ({"rope_type": "yarn", "rope_theta": 1e4}, "of type 'yarn' without factor"),
+        ({"type": "linear", "rope_theta": 1e4}, "of type 'linear' without factor"),
+    ],
+)
+def test_rotary_embeddings_that_no_head_can_compute(rope: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Eagle3Config(vocab_size=64, hidden_size=32, num_attention_heads=4, rope_parameters=rope)
+
+
 def test_config_of_a_target_takes_its_geometry_and_ids() -> None:
     config = Eagle3Config.from_target(TARGET, draft_vocab_size=16)
     assert (config.vocab_size, config.draft_vocab_size, config.hidden_size, config.head_dim) == (64, 16, 32, 8)
