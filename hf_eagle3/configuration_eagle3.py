@@ -39,8 +39,8 @@ def check_rope(rope: Mapping[str, Any], source: str) -> None:
     missing = [name for name in _ROPE_NEEDS[kind] if rope.get(name) is None]
     if missing:
         raise ValueError(
-            f"{source} asks for rotary embeddings of type {kind!r} without {', '.join(missing)}; add to its config what "
-            "the head was trained with."
+            f"{source} asks for rotary embeddings of type {kind!r} without {', '.join(missing)}; add to its config "
+            "what the head was trained with."
         )
 
 
