@@ -184,6 +184,7 @@ def _view(facts: Facts) -> dict[str, Any]:
         "missing": tables.missing(facts),
         "agreement": tables.agreement(facts),
         "lossless": tables.agreement_table(facts),
+        "lengths": tables.lengths_table(facts),
         "sweeps": [_sweep(each) for each in swept],
         "costs": tree_tables.cost_table(swept),
         "levels": tree_tables.level_table(swept),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..embedded import public_name
@@ -65,6 +66,13 @@ def tree_in_words(sizes: Sizes) -> str:
     """ "9 nodes, 3 levels, top-4", and where its levels end early."""
     words = "{} nodes, {} levels, top-{}".format(*sizes)
     return words + "".join(f", levels ended below {threshold:g}" for threshold in sizes[3:])
+
+
+def tree_in_numbers(sizes: Sizes | None) -> str:
+    """ "9, 3, 4", and where its levels end early; empty where that is not told."""
+    if not sizes:
+        return ""
+    return ", ".join(map(str, sizes[:3])) + "".join(f", below {threshold:g}" for threshold in sizes[3:])
 
 
 def told(evaluation: Evaluation) -> str:
@@ -153,8 +161,33 @@ def agreement_table(facts: Facts) -> str:
     for each, row in compared(facts):
         counts = (row.questions, each.conditions.new_tokens, row.identical, row.near_ties, row.mismatches)
         cells = (NOT_MEASURED if count is None else str(count) for count in counts)
-        lines.append([f"`{each.file}`", each.conditions.dtype or "", *cells, fixed(row.acceptance_length)])
-    head = ("record", "dtype", "questions", "new tokens", "identical", "near ties", "wrong", "acceptance length")
+        how = [each.conditions.dtype or "", tree_in_numbers(each.conditions.tree)]
+        lines.append([f"`{each.file}`", *how, *cells, fixed(row.acceptance_length)])
+    head = (
+        "record",
+        "dtype",
+        "tree",
+        "questions",
+        "new tokens",
+        "identical",
+        "near ties",
+        "wrong",
+        "acceptance length",
+    )
+    return table(head, lines, numbers=True) if lines else ""
+
+
+def lengths_table(facts: Facts) -> str:
+    """Acceptance lengths by file of what was compared and not timed; empty where there is no such record."""
+    records = [(each, [row for row in each.rows if not row.together]) for each in facts.evaluations if each.lossless]
+    names = {row.name: question_name(facts, row) for _, rows in records for row in rows}
+    lines = []
+    for each, rows in records:
+        lengths = {row.name: row.acceptance_length for row in rows if row.acceptance_length is not None}
+        cells = [fixed(lengths[name]) if name in lengths else "" for name in names]
+        mean = fixed(fmean(lengths.values())) if lengths else NOT_MEASURED
+        lines.append([f"`{each.file}`", tree_in_numbers(each.conditions.tree), *cells, mean])
+    head = ("record", "tree", *names.values(), "mean of these")
     return table(head, lines, numbers=True) if lines else ""
 
 

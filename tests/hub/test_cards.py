@@ -97,7 +97,16 @@ def test_the_figures_are_those_of_the_record(folder: Path, records) -> None:
         ratio = f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})"
         assert f"| {name} | {row['questions']} | {row['acceptance_length']:.2f} | {ratio} |" in card
     told = next(row for row in records["lossless.json"]["files"] if row["name"] == "all")
-    assert f"| `evaluation/lossless.json` | float32 | 4 | 12 | {told['identical']} | {told['near_ties']} | 0 |" in card
+    counts = f"4 | 12 | {told['identical']} | {told['near_ties']} | 0 |"
+    tree = records["lossless.json"]["provenance"]["settings"]["tree"]
+    sizes = f"{tree['num_assistant_tokens']}, {tree['tree_depth']}, {tree['tree_top_k']}"
+    if tree["assistant_confidence_threshold"]:
+        sizes += f", below {tree['assistant_confidence_threshold']:g}"
+    assert f"| `evaluation/lossless.json` | float32 | {sizes} | {counts}" in card
+    lengths = {row["name"]: row["acceptance_length"] for row in records["lossless.json"]["files"]}
+    by_file = [lengths["easy"], lengths["hard"], (lengths["easy"] + lengths["hard"]) / 2]
+    cells = " | ".join(f"{length:.2f}" for length in by_file)
+    assert f"| `evaluation/lossless.json` | {sizes} | {cells} |" in card
     assert "### Temperature 0, float32" in card
     assert "### Temperature 1, float32" in card
     assert card.count("### Temperature") == 2  # a lossless check has no times to show
