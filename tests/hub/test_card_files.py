@@ -134,7 +134,7 @@ def test_early_records_are_completed_by_hand_and_never_contradicted(folder: Path
 
 def test_early_records_may_be_called_lossless_checks(folder: Path) -> None:
     (folder / "card.yaml").write_text("records: {early.json: {lossless: true}}")
-    assert "| easy |" not in render_card(folder)
+    assert "\n| easy |" not in render_card(folder)  # no row of speeds
     (folder / "evaluation" / "early.json").write_text(json.dumps({**EARLY, "lossless": False}))
     assert "lossless" in refusal(folder)
 
