@@ -365,7 +365,8 @@ def test_the_shipped_cards_figures_come_from_its_files() -> None:
 def test_the_shipped_folder_is_small_and_has_its_records() -> None:
     names = {path.name for path in (SHIPPED / "evaluation").iterdir()}
     assert "cpu-speed.json" in names
-    assert sum(path.stat().st_size for path in (SHIPPED / "evaluation").iterdir()) < 1_000_000
+    # Four records of 240 questions, a quarter of a megabyte each, and the sweep.
+    assert sum(path.stat().st_size for path in (SHIPPED / "evaluation").iterdir()) < 1_500_000
     words = yaml.safe_load((SHIPPED / "card.yaml").read_text(encoding="utf-8"))
     assert set(words.get("records", {})) <= names
 
