@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
@@ -113,7 +112,7 @@ class _Writer:
                     )
             shards = index["shards"]
         there = {shard["file"]: shard for shard in shards if _intact(self.folder, shard)}
-        for file in [*self.folder.glob("features-*.safetensors"), *self.folder.glob(".features-*.tmp")]:
+        for file in [*self.folder.glob("features-*.safetensors"), *self.folder.glob(".features-*")]:
             if file.name not in there:
                 file.unlink()
         return there
@@ -150,13 +149,11 @@ class _Writer:
         }
         if self.states.boundaries != _LAST:
             tensors["features"] = torch.cat([example.features for example in examples]).to(self.dtype).cpu()
-        unfinished = self.folder / f".{name}.tmp"
         try:
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, unfinished)
-            checksum = _sha256(unfinished)
-            os.replace(unfinished, self.folder / name)
-        except Exception as error:  # safetensors reports a full disk by an error class of its own
-            unfinished.unlink(missing_ok=True)
+            with written_whole(self.folder / name) as unfinished:
+                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, unfinished)
+                checksum = _sha256(unfinished)
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error class of its own
             raise OSError(
                 f"{self.folder / name} could not be written ({error}): the shards before it are whole; free some "
                 "space, or name another folder, and run the same command again."

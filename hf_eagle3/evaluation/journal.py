@@ -6,6 +6,7 @@ A line is a JSON object: the first says what was asked for, each further one is 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +44,7 @@ class Journal:
         return {number: trial for (of, number), trial in self._trials.items() if of == temperature}
 
     def add(self, temperature: float, number: int, trial: Trial) -> None:
-        """Keep one more answer; it is on the disk when this returns."""
+        """Keep one more answer, whatever becomes of this process."""
         self._trials[temperature, number] = trial
         if self.path is not None:
             self._append(self.path, {"temperature": temperature, "number": number, **asdict(trial)})
@@ -72,7 +73,7 @@ class Journal:
                 "the same again, give another --json, or delete the file to begin again."
             )
         if whole[2]:
-            path.write_bytes(whole[0] + b"\n")
+            os.truncate(path, len(whole[0]) + 1)
 
     def _append(self, path: Path, line: Mapping[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as lines:

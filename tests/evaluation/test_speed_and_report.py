@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_one_trial_is_its_own_quartiles_and_none_is_an_error() -> None:
 
 def test_table_shows_what_was_measured() -> None:
     """Uncut in eighty columns."""
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=StringIO())
     same = Verdict(identical=True)
     rows = [summarise(name, [trial(3, 2, [2, 3], same, tokens=6)]) for name in ("easy", "all")]
     console.print(report.speed_table(rows))
@@ -70,7 +71,7 @@ def test_table_shows_what_was_measured() -> None:
 
 
 def test_positions_that_few_verifications_tell_of_stand_in_brackets() -> None:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=160, record=True, file=StringIO())
     rows = [summarise("all", [trial(3, 2, [2] * 9 + [3], tokens=22)], shares=Shares(0.5, 0.3, 0.2))]
     console.print(report.positions_table(rows))
     shown = console.export_text()

@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_no_index_names_is_swept_away(tmp_path: Path) -> None:
     rows = some_rows([10] * 4)
     tmp_path.joinpath("features-00001.safetensors").write_bytes(b"of a killed run")
-    tmp_path.joinpath(".features-00000.safetensors.tmp").write_bytes(b"of a killed run")
+    tmp_path.joinpath(".features-00000.safetensors.4242").write_bytes(b"of a killed run")
     write_features(CountingStates(), rows, tmp_path, shard_tokens=20)
     assert_holds(FeatureStore(tmp_path, BOUNDARIES), rows)
     assert not list(tmp_path.glob(".features*"))
