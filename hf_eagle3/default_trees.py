@@ -16,7 +16,7 @@ ACCELERATOR, CPU, CPU_HALF, CPU_EMULATED = "accelerator", "cpu", "cpu, half prec
 
 DEFAULT_TREES = {
     ACCELERATOR: TreeShape(59, 8, 10),  # the paper's; not measured
-    CPU: TreeShape(9, 5, 4, 0.5),  # float32; not measured yet, taken over from the next line
+    CPU: TreeShape(7, 5, 4, 0.3),  # float32
     CPU_HALF: TreeShape(9, 5, 4, 0.5),
     CPU_EMULATED: TreeShape(1, 1, 1),  # not measured yet: every node costs about what a plain token does
 }
